@@ -1,0 +1,149 @@
+"""`make bench`: every promise about speed and memory, measured in one run, with the bound beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.live import Live, measure
+from benchmarks.offline import encoder_ms, score_against_encoder
+
+SLOW_ENCODER = "random:resnet50"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Options of `make bench`."""
+
+    out: Path = Path("out/bench")
+    """Folder for JSON files, logs and videos."""
+    seconds: float = 20.0
+    """Length of each live measurement."""
+    outrun_seconds: float = 60.0
+    """Length of the measurement with a model that is slower than the camera."""
+
+
+def main(options: Bench) -> int:
+    """Measures, prints the table, writes the JSON files; 1 if a bound is missed."""
+    console = Console()
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+    def live(title: str, *arguments: object, **keywords: object) -> Live:
+        with console.status(f"measuring {title}"):
+            result = measure(*arguments, **keywords)  # type: ignore[arg-type]
+        (out / f"{title.replace(' ', '_')}.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+        return result
+
+    goal = {"goal": "success.mp4", "providers": ["cpu"]}
+    node, naive, echo = "v2r_ros.reward_node", "benchmarks.naive_node", "benchmarks.echo_node"
+    logs = out / "logs"
+    transport = live("transport", echo, logs / "echo", 30.0, options.seconds)
+    with console.status("measuring the encoder alone"):
+        encoder = encoder_ms(pause=1 / 30 - 0.012)
+    ours = live("reward node", node, logs / "ours", 30.0, options.seconds, goal, lifecycle=True)
+    theirs = live("naive node", naive, logs / "naive", 30.0, options.seconds)
+    slow = _slow_bundle(out)
+    ours_slow = live(
+        "reward node outrun",
+        node,
+        logs / "ours_slow",
+        30.0,
+        options.outrun_seconds,
+        {**goal, "model": str(slow)},
+        lifecycle=True,
+    )
+    theirs_slow = live(
+        "naive node outrun", naive, logs / "naive_slow", 30.0, options.outrun_seconds, {"encoder": SLOW_ENCODER}
+    )
+    with console.status("measuring v2r score on 1,000 frames"):
+        offline = score_against_encoder(out)
+    (out / "score.json").write_text(json.dumps(offline, indent=2) + "\n")
+
+    shown = Table(title="Live, 640x480 rgb8, one CPU thread")
+    for heading in (
+        "node",
+        "camera Hz",
+        "reward Hz",
+        "p50 ms",
+        "p95 ms",
+        "max ms",
+        "CPU ms a reward",
+        "RSS MB",
+        "dropped",
+    ):
+        shown.add_column(heading, justify="left" if heading == "node" else "right")
+    for title, row in (
+        ("transport alone", transport),
+        ("reward_node", ours),
+        ("torch in the callback, queue 10", theirs),
+        ("reward_node, slow model", ours_slow),
+        ("torch in the callback, slow model", theirs_slow),
+    ):
+        numbers = (row.latency_p50_ms, row.latency_p95_ms, row.latency_max_ms, row.cpu_ms_per_reward, row.rss_mb)
+        cells = [f"{row.camera_hz:.0f}", f"{row.rate_hz:.1f}", *(f"{x:.1f}" for x in numbers), str(row.dropped)]
+        shown.add_row(title, *cells)
+    console.print(shown)
+
+    budget = 1.25 * encoder + transport.latency_p50_ms
+    answered = ours.rewards / (ours.rewards + max(0, round(ours.seconds * 30) - ours.rewards - ours.dropped))
+    checks = [
+        ("p50 over (1.25 x encoder + transport)", ours.latency_p50_ms / budget, "<=", 1.0),
+        ("accepted frames without a reward", 1.0 - answered, "<=", 0.01),
+        (
+            "slow model: p50 second half over first half",
+            ours_slow.second_half_p50_ms / ours_slow.first_half_p50_ms,
+            "<=",
+            1.1,
+        ),
+        ("p50 of torch in the callback over ours", theirs.latency_p50_ms / ours.latency_p50_ms, ">=", 2.0),
+        ("CPU a reward, theirs over ours", theirs.cpu_ms_per_reward / ours.cpu_ms_per_reward, ">=", 2.0),
+        ("seconds from process start to active", ours.start_to_ready_s, "<=", 3.0),
+        ("resident memory, MB", ours.rss_mb, "<=", 300.0),
+        ("torch in the node's process", float(ours.torch_loaded), "<=", 0.0),
+        ("v2r score over bare encoder, frames/s", offline["ratio"], ">=", 0.9),
+    ]
+    table = Table(title="What was promised")
+    for heading in ("what", "measured", "bound", ""):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    met = []
+    for what, value, sign, bound in checks:
+        met.append(value <= bound if sign == "<=" else value >= bound)
+        table.add_row(
+            what, f"{value:.3f}", f"{sign} {bound:g}", "[green]met[/green]" if met[-1] else "[red]MISSED[/red]"
+        )
+    console.print(table)
+    host = {"machine": platform.machine(), "cores": os.cpu_count(), "onnxruntime": onnxruntime.__version__}
+    summary = {
+        "host": host,
+        "encoder_ms": encoder,
+        "checks": [
+            {"what": w, "value": v, "bound": f"{s} {b:g}", "met": m}
+            for (w, v, s, b), m in zip(checks, met, strict=True)
+        ],
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return int(not all(met))
+
+
+def _slow_bundle(out: Path) -> Path:
+    """A ResNet-50 with random weights: about three camera periods an inference on one CPU thread."""
+    from v2r_core.cli.main import main as v2r  # noqa: PLC0415 (torch only where it is used)
+
+    folder = out / "slow_bundle"
+    if not (folder / "bundle.json").exists() and v2r(["export", SLOW_ENCODER, "--out", str(folder)]):
+        raise SystemExit("exporting the slow bundle failed")
+    return folder
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Bench, description=__doc__)))

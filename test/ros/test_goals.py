@@ -1,0 +1,107 @@
+"""Which goal files may be opened; a refusal has a result code, a reason, and leaves everything as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from synthetic_video import moving_square
+
+from v2r_core.deploy.bundle import load_bundle
+from v2r_core.deploy.stream import Scorer
+from v2r_msgs.srv import SetGoal
+from v2r_ros.goals import GoalError, goal_from_file, resolve_goal
+
+Result = SetGoal.Response
+MEGA = 1 << 20
+
+
+@pytest.fixture
+def goals(tmp_path: Path) -> Path:
+    folder = tmp_path / "goals"
+    (folder / "frames").mkdir(parents=True)
+    Image.fromarray(moving_square()[-1]).save(folder / "goal.png")
+    (folder / "text.png").write_text("no image at all")
+    (folder / "notes.txt").write_text("notes")
+    (tmp_path / "secret.png").write_bytes((folder / "goal.png").read_bytes())
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    return folder
+
+
+@pytest.fixture
+def scorer(tiny_bundle: Path) -> Scorer:
+    return Scorer(load_bundle(tiny_bundle), providers=["cpu"])
+
+
+@pytest.mark.parametrize(
+    ("uri", "result"),
+    [
+        ("", Result.RESULT_INVALID_REQUEST),
+        ("a\0b.png", Result.RESULT_INVALID_REQUEST),
+        ("../secret.png", Result.RESULT_PATH_NOT_ALLOWED),
+        ("frames/../../secret.png", Result.RESULT_PATH_NOT_ALLOWED),
+        ("/etc/passwd", Result.RESULT_PATH_NOT_ALLOWED),
+        ("link.png", Result.RESULT_PATH_NOT_ALLOWED),
+        ("notes.txt", Result.RESULT_INVALID_IMAGE),
+        ("frames", Result.RESULT_INVALID_IMAGE),
+        ("missing.png", Result.RESULT_NOT_FOUND),
+        ("package://no_such_package_anywhere/goal.png", Result.RESULT_NOT_FOUND),
+        ("package://v2r_msgs/../../../../secret.png", Result.RESULT_PATH_NOT_ALLOWED),
+    ],
+)
+def test_refused_names(goals: Path, uri: str, result: int) -> None:
+    with pytest.raises(GoalError) as caught:
+        resolve_goal(uri, goals)
+    assert caught.value.result == result
+
+
+@given(name=st.text(max_size=40))
+def test_no_name_ever_leaves_the_folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "only_here"
+    folder.mkdir(exist_ok=True)
+    try:
+        file = resolve_goal(name, folder)
+    except GoalError:
+        return
+    assert file.is_relative_to(folder.resolve())
+
+
+def test_an_image_becomes_a_goal(goals: Path, scorer: Scorer) -> None:
+    goal = goal_from_file(scorer, resolve_goal("goal.png", goals), MEGA, MEGA, 10, False)
+    assert goal.name == "goal.png"
+    assert goal.milestones.shape[0] == 1
+
+
+@pytest.mark.parametrize(("max_bytes", "max_pixels"), [(10, MEGA), (MEGA, 100)])
+def test_an_image_over_a_limit(goals: Path, scorer: Scorer, max_bytes: int, max_pixels: int) -> None:
+    with pytest.raises(GoalError) as caught:
+        goal_from_file(scorer, goals / "goal.png", max_bytes, max_pixels, 10, False)
+    assert caught.value.result == Result.RESULT_INVALID_IMAGE
+
+
+def test_a_file_that_only_looks_like_an_image(goals: Path, scorer: Scorer) -> None:
+    with pytest.raises(GoalError) as caught:
+        goal_from_file(scorer, resolve_goal("text.png", goals), MEGA, MEGA, 10, False)
+    assert caught.value.result == Result.RESULT_INVALID_IMAGE
+
+
+def test_an_image_has_no_subgoals(goals: Path, scorer: Scorer) -> None:
+    with pytest.raises(GoalError) as caught:
+        goal_from_file(scorer, goals / "goal.png", MEGA, MEGA, 10, True)
+    assert caught.value.result == Result.RESULT_INVALID_REQUEST
+
+
+def test_a_video_becomes_a_calibrated_goal(clip: Path, scorer: Scorer) -> None:
+    goal = goal_from_file(scorer, resolve_goal(clip.name, clip.parent), MEGA, MEGA, 1000, False)
+    assert goal.has_demonstration
+    assert np.isfinite(goal.uncertainty_threshold)
+
+
+def test_a_video_that_is_too_long(clip: Path, scorer: Scorer) -> None:
+    with pytest.raises(GoalError, match="max_goal_frames") as caught:
+        goal_from_file(scorer, clip, MEGA, MEGA, 3, False)
+    assert caught.value.result == Result.RESULT_INVALID_IMAGE

@@ -1,0 +1,70 @@
+"""`v2r export`: an encoder as a bundle that a robot can load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from v2r_core.deploy.bundle import Bundle, RewardSpec
+from v2r_core.deploy.export import export_bundle, export_encoder
+from v2r_core.encoders.zoo import DEFAULT_ENCODER, create_encoder
+from v2r_core.video.resize import ResizeMode
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes an encoder as ONNX graphs, in float32 and mixed float16, measured against torch, with hashes and card."""
+
+    encoder: Annotated[str, tyro.conf.Positional] = DEFAULT_ENCODER
+    """Name of the encoder; `v2r models` lists them."""
+    out: Path = Path("bundle")
+    """Folder to write the bundle to."""
+    weights: Path | None = None
+    """File with the weights: a VIP or R3M checkpoint, or a state dict for `timm:<model>`."""
+    half_weights: bool = False
+    """Round the weights to float16 and share them between both graphs: a third of the size."""
+    reward: Literal["vip", "uvd"] = "vip"
+    """Reward that the robot computes on the embeddings; the goal is set at run time."""
+    name: str | None = None
+    """Name of the bundle; by default the encoder's."""
+    size: int | None = None
+    """Side of the encoder's input in pixels; by default the one that the weights were trained at."""
+    mode: ResizeMode | None = None
+    """How frames become square; by default as the encoder's authors did it, or `squash`."""
+    seed: int = 0
+    """Seed of the weights of `random:<name>`."""
+    force: bool = False
+    """Overwrite a bundle that is there."""
+
+    def run(self) -> int:
+        """Exports, checks and reports.
+
+        Raises:
+            ValueError: unknown encoder, weights that do not fit, or an export that is not faithful.
+        """
+        console = Console()
+        with console.status(f"exporting {self.encoder}"):
+            encoder = create_encoder(self.encoder, self.weights, seed=self.seed, size=self.size, mode=self.mode)
+            exported = export_encoder(encoder, self.out, self.half_weights, self.force)
+            name = self.name or encoder.name.replace(":", "-")
+            bundle = export_bundle(exported, self.out, name=name, reward=RewardSpec(name=self.reward))
+        console.print(_report(bundle))
+        return 0
+
+
+def _report(bundle: Bundle) -> Table:
+    manifest = bundle.manifest
+    table = Table(title=f"{manifest.name}: {bundle.path}", show_header=False)
+    total = 0
+    for name, spec in manifest.files.items():
+        table.add_row(name, f"{spec.bytes / 1e6:.2f} MB", spec.sha256[:12])
+        total += spec.bytes
+    table.add_row("together", f"{total / 1e6:.2f} MB", "", end_section=True)
+    for key, value in manifest.encoder.parity.items():
+        table.add_row(key, f"{value:.7g}", "")
+    return table

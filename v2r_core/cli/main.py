@@ -1,0 +1,44 @@
+"""`v2r`: one verb a file; the dataclass of each is its command line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+VERBS = {
+    "score": "rewards of a video: curve.csv, curve.png, summary.json",
+    "export": "an encoder as a bundle for the robot",
+    "models": "encoders and bundles that there are",
+    "engine": "build a bundle's TensorRT engine ahead of time",
+    "doctor": "what is wrong with this machine, and what to do about it",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code: 0 done, 1 refused (the reason is on stderr), 2 not understood."""
+    words = sys.argv[1:] if arguments is None else arguments
+    verb = words[0] if words else "--help"
+    if verb in {"-h", "--help"}:
+        print("usage: v2r VERB [OPTIONS]\n\n" + "\n".join(f"  {name:8} {text}" for name, text in VERBS.items()))
+        print("\nv2r VERB --help lists the options of a verb.")
+        return 0
+    if verb not in VERBS:
+        print(f"v2r: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    import tyro  # noqa: PLC0415 (a tenth of a second that the help does not need)
+
+    command = tyro.cli(_command(verb), args=words[1:], prog=f"v2r {verb}")
+    try:
+        return int(command.run())
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("V2R_TRACEBACK"):
+            raise
+        print(f"v2r {verb}: {error}", file=sys.stderr)
+        return 1
+
+
+def _command(verb: str) -> Any:
+    # Each verb imports what it needs and no more: `score` must not wait for torch.
+    return getattr(importlib.import_module(f"v2r_core.cli.{verb}"), verb.capitalize())

@@ -1,0 +1,277 @@
+"""The scorer: bundle + runtime + reward. The node and the command line both go through it, so they agree."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from v2r_core.deploy.bundle import Bundle, Precision
+from v2r_core.deploy.runtime import Session
+from v2r_core.rewards import make_reward
+from v2r_core.rewards.baselines import pixel_embedding
+from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_from_images, load_goal
+from v2r_core.rewards.reward import Embed, RewardCurve, RewardSample
+from v2r_core.rewards.uvd import decompose
+from v2r_core.video.resize import Frame, resize_frame
+
+QUEUE_FRAMES = 16
+DEFAULT_BATCH = 4
+
+
+class Status(IntEnum):
+    """How far a sample can be trusted; the numbers are those of v2r_msgs/Reward (a test holds them together)."""
+
+    OK = 0
+    STALE_IMAGE = 1
+    NO_GOAL = 2
+    BAD_IMAGE = 3
+    OUT_OF_DISTRIBUTION = 4
+    WARMING_UP = 5
+    INTERNAL_ERROR = 6
+
+
+class NoGoalError(RuntimeError):
+    """A frame was to be scored before a goal was set."""
+
+
+class SizedVideo(Protocol):
+    """What `score` needs of a video: its frames in order, their number and their stamps in seconds."""
+
+    @property
+    def stamps(self) -> NDArray[np.float64]: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Frame]: ...
+
+
+@dataclass(frozen=True)
+class VideoScore:
+    """A scored video.
+
+    Attributes:
+        stamps: (T,) float64 seconds.
+        curve: the samples.
+        status: (T,) int64, values of `Status`.
+        encoder_ms: mean wall milliseconds a frame spent in the encoder.
+        seconds: wall time of the whole, decoding included.
+    """
+
+    stamps: NDArray[np.float64]
+    curve: RewardCurve
+    status: NDArray[np.int64]
+    encoder_ms: float
+    seconds: float
+
+
+class Scorer:
+    """Turns frames into rewards. Not thread-safe: one thread at a time.
+
+    Attributes:
+        bundle: what it was made from.
+        session: the running encoder.
+        reward_name: vip, uvd or pixel.
+        goal: the goal in force, or None.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        reward: str | None = None,
+        parameters: Mapping[str, float | int | str | bool] | None = None,
+        precision: Precision | None = None,
+        providers: Sequence[str] = ("auto",),
+        threads: int = 1,
+    ) -> None:
+        """Loads encoder and, where the bundle has one, goal.
+
+        Args:
+            bundle: a checked bundle.
+            reward: vip, uvd or pixel; None takes the bundle's.
+            parameters: parameters of the reward that override the bundle's.
+            precision: see `Session`.
+            providers: see `choose_providers`.
+            threads: CPU threads of the encoder.
+
+        Raises:
+            BundleError, ProviderError: see `Session`.
+            ValueError: a parameter of the reward is unknown or out of range.
+        """
+        spec = bundle.manifest.reward
+        self.bundle = bundle
+        self.session = Session(bundle, precision, providers, threads, DEFAULT_BATCH)
+        self.reward_name: str = reward or spec.name
+        self._embed: Embed = pixel_embedding if self.reward_name == "pixel" else self.session
+        inherited = dict(spec.parameters) if self.reward_name == spec.name else {}
+        self.reward = make_reward(self.reward_name, self._embed, {**inherited, **(parameters or {})})
+        self.goal: Goal | None = None
+        self._newest: NDArray[np.float32] | None = None
+        if bundle.manifest.goal and self.reward_name != "pixel":
+            self.set_goal(load_goal(bundle.path / bundle.manifest.goal))
+
+    def prepare(self, frame: Frame) -> Frame:
+        """Resizes one frame, uint8 (H, W, 3), to what the encoder takes, uint8 (S, S, 3)."""
+        return resize_frame(frame, self.bundle.preprocess)
+
+    def embed(self, frames: Iterable[Frame], batch: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+        """Embeddings, float32 (T, D), of frames of any size; decoding and encoding overlap."""
+        rows = [self._embed(np.stack(group)) for group in _groups(_ahead(self.prepare(f) for f in frames), batch)]
+        if not rows:
+            raise ValueError("no frames to embed; give a video with at least one frame")
+        return np.concatenate(rows)
+
+    def goal_from_frames(self, frames: Iterable[Frame], name: str) -> Goal:
+        """A goal out of one or several goal images; it has no demonstration, so progress will be NaN."""
+        return goal_from_images(self.embed(frames), name)
+
+    def goal_from_video(self, video: Iterable[Frame], name: str, subgoals: bool | None = None) -> Goal:
+        """A goal out of a demonstration: its last frame, with progress and uncertainty calibrated on all of it.
+
+        Args:
+            video: the frames of the demonstration in order.
+            name: identifier.
+            subgoals: split it by UVD; None does so if the reward is uvd.
+        """
+        embeddings = self.embed(video)
+        split = self.reward_name == "uvd" if subgoals is None else subgoals
+        milestones = decompose(embeddings).indices if split else None
+        return goal_from_demonstration(embeddings, name, milestones)
+
+    def set_goal(self, goal: Goal) -> None:
+        """Puts a goal in force and starts an episode. Raises ValueError and changes nothing if it does not fit."""
+        expected = self._embed(np.zeros((1, self.session.size, self.session.size, 3), np.uint8)).shape[1]
+        found = goal.milestones.shape[2]
+        if found != expected:
+            raise ValueError(
+                f"goal {goal.name!r} has embeddings of length {found}, the encoder gives {expected}; "
+                "make the goal again with this bundle"
+            )
+        self.reward.reset(goal)
+        self.goal = goal
+
+    def reset(self) -> None:
+        """Starts an episode with the goal in force."""
+        self.reward.reset()
+
+    def step(self, frame: Frame) -> tuple[RewardSample, Status]:
+        """Scores one camera frame, uint8 (H, W, 3) of any size.
+
+        Raises:
+            NoGoalError: the reward needs a goal and has none.
+        """
+        self._newest = self._embed(self.prepare(frame)[None])
+        self._need_goal()
+        return judge(self.reward.observe(self._newest))
+
+    def distance_to_goal(self) -> float:
+        """Embedding distance from the newest frame given to `step` to the goal; NaN without either."""
+        if self._newest is None or self.goal is None:
+            return float("nan")
+        return float(np.linalg.norm(self._newest - self.goal.milestones[-1], axis=-1).mean())
+
+    def score(
+        self,
+        video: SizedVideo,
+        on_progress: Callable[[int, int], None] | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> VideoScore:
+        """Scores a video as one episode; equals repeated `step`. Decoding and encoding overlap.
+
+        Args:
+            video: what `open_video` gives.
+            on_progress: called with (frames done, frames in all).
+            batch: frames an inference.
+
+        Raises:
+            NoGoalError: the reward needs a goal and has none.
+        """
+        self._need_goal()
+        self.reset()
+        samples: list[RewardSample] = []
+        statuses: list[Status] = []
+        encoding = 0.0
+        start = time.perf_counter()
+        for group in _groups(_ahead(self.prepare(frame) for frame in video), batch):
+            frames = np.stack(group)
+            before = time.perf_counter()
+            embeddings = self._embed(frames)
+            encoding += time.perf_counter() - before
+            for embedding in embeddings:
+                sample, status = judge(self.reward.observe(embedding[None]))
+                samples.append(sample)
+                statuses.append(status)
+            if on_progress is not None:
+                on_progress(len(samples), len(video))
+        return VideoScore(
+            stamps=np.asarray(video.stamps, np.float64)[: len(samples)],
+            curve=RewardCurve.from_samples(samples),
+            status=np.array(statuses, np.int64),
+            encoder_ms=encoding / max(len(samples), 1) * 1e3,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _need_goal(self) -> None:
+        if self.reward.needs_goal and self.goal is None:
+            raise NoGoalError(f"the reward {self.reward_name!r} needs a goal; call set_goal first")
+
+
+def judge(sample: RewardSample) -> tuple[RewardSample, Status]:
+    """Says how far a sample can be trusted, and takes out the numbers that cannot."""
+    if sample.uncertainty > 1.0:
+        nan = float("nan")
+        return replace(sample, reward=nan, raw_reward=nan, value=nan, progress=nan), Status.OUT_OF_DISTRIBUTION
+    if not np.isfinite(sample.value):
+        return sample, Status.INTERNAL_ERROR
+    return sample, Status.OK if np.isfinite(sample.reward) else Status.WARMING_UP
+
+
+def _groups(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    group: list[Frame] = []
+    for frame in frames:
+        group.append(frame)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _ahead(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Runs an iterator in a thread of its own, a bounded number of frames ahead; its exceptions arrive here."""
+    ready: queue.Queue[Frame | BaseException | None] = queue.Queue(QUEUE_FRAMES)
+    stop = threading.Event()
+
+    def put(item: Frame | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for frame in frames:
+                if not put(frame):
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,111 @@
+"""Goal files: which may be opened, and how a goal is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+
+from v2r_core.deploy.stream import Scorer
+from v2r_core.rewards.goal import Goal
+from v2r_core.video import Video, VideoError, open_video
+from v2r_core.video.pixels import ImageError, decode_compressed
+from v2r_core.video.resize import Frame
+from v2r_msgs.srv import SetGoal
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif"}
+
+Result = SetGoal.Response
+
+
+class GoalError(ValueError):
+    """A goal was refused.
+
+    Attributes:
+        result: the RESULT_ constant of v2r_msgs/SetGoal.
+    """
+
+    def __init__(self, result: int, message: str) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def is_video(uri: str) -> bool:
+    """True if the name says that it is a video file."""
+    return Path(uri).suffix.lower() in VIDEO_SUFFIXES
+
+
+def resolve_goal(uri: str, goals_dir: Path) -> Path:
+    """The file that a URI names, if it may be opened.
+
+    Args:
+        uri: a name relative to `goals_dir`, or `package://PACKAGE/PATH` below that package's share folder.
+        goals_dir: the only folder that plain names reach.
+
+    Raises:
+        GoalError: empty, absolute, leaving the folder (also through a link), of an unknown type, or not there.
+    """
+    if not uri or "\0" in uri:
+        raise GoalError(Result.RESULT_INVALID_REQUEST, "uri is empty; give a file name relative to goals_dir")
+    if uri.startswith("package://"):
+        package, _, name = uri.removeprefix("package://").partition("/")
+        try:
+            root = Path(get_package_share_directory(package))
+        except (PackageNotFoundError, ValueError) as error:
+            raise GoalError(Result.RESULT_NOT_FOUND, f"no package {package!r} is installed") from error
+    else:
+        root, name = goals_dir, uri
+    file = (root / name).resolve()
+    if Path(name).is_absolute() or not file.is_relative_to(root.resolve()):
+        raise GoalError(
+            Result.RESULT_PATH_NOT_ALLOWED, f"{uri!r} is outside {root}; put the file there or change goals_dir"
+        )
+    if file.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{uri!r} is neither image nor video; known are {known}")
+    if not file.is_file():
+        raise GoalError(Result.RESULT_NOT_FOUND, f"no file {uri!r} in {root}")
+    return file
+
+
+def goal_from_file(
+    scorer: Scorer, file: Path, max_bytes: int, max_pixels: int, max_frames: int, subgoals: bool
+) -> Goal:
+    """Makes a goal of an image or of a demonstration video.
+
+    Args:
+        scorer: embeds the frames.
+        file: what `resolve_goal` returned.
+        max_bytes: largest image file.
+        max_pixels: largest image or video frame.
+        max_frames: longest video.
+        subgoals: split the demonstration into subgoals; needs a video.
+
+    Raises:
+        GoalError: it cannot be read, is too large, or has no subgoals to find.
+    """
+    try:
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            if subgoals:
+                raise GoalError(Result.RESULT_INVALID_REQUEST, f"{file.name} is an image; subgoals need a video")
+            if (size := file.stat().st_size) > max_bytes:
+                raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name} has {size} bytes; {max_bytes} are accepted")
+            return scorer.goal_from_frames([decode_compressed(file.read_bytes(), max_bytes, max_pixels)], file.name)
+        with open_video(file) as video:
+            if len(video) > max_frames:
+                raise GoalError(
+                    Result.RESULT_INVALID_IMAGE, f"{file.name} has {len(video)} frames; max_goal_frames is {max_frames}"
+                )
+            return scorer.goal_from_video(_limited(video, max_pixels, file.name), file.name, subgoals)
+    except (ImageError, VideoError, OSError) as error:
+        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name}: {error}") from error
+
+
+def _limited(video: Video, max_pixels: int, name: str) -> Iterator[Frame]:
+    for frame in video:
+        if frame.shape[0] * frame.shape[1] > max_pixels:
+            size = f"{frame.shape[1]}x{frame.shape[0]}"
+            raise GoalError(Result.RESULT_INVALID_IMAGE, f"{name} is {size}; max_pixels is {max_pixels}")
+        yield frame

@@ -1,0 +1,179 @@
+"""The one table of parameters. It declares them; a test holds config/*.yaml and the README to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+When = Literal["configure", "always", "start"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter.
+
+    Attributes:
+        name: as in `ros2 param`.
+        default: value when nobody sets it; its type is the parameter's type.
+        description: one line, with the unit.
+        when: `configure` can be set until the node is configured, `always` at any time, `start` only at start.
+        low: smallest value of a number.
+        high: largest value of a number.
+        choices: the allowed strings.
+    """
+
+    name: str
+    default: bool | int | float | str | tuple[str, ...]
+    description: str
+    when: When = "configure"
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def limits(self) -> str:
+        """The range in words, for the README."""
+        if self.choices:
+            return ", ".join(f"`{choice}`" if choice else "(empty)" for choice in self.choices)
+        if self.low is not None and self.high is not None:
+            return f"{self.low:.10g} to {self.high:.10g}"
+        return ""
+
+    def descriptor(self) -> ParameterDescriptor:
+        """What `ros2 param describe` shows; ranges are enforced by rclpy itself."""
+        result = ParameterDescriptor(description=self.description, read_only=self.when == "start")
+        if self.choices:
+            result.additional_constraints = "one of: " + ", ".join(repr(choice) for choice in self.choices)
+        if self.low is not None and self.high is not None:
+            if isinstance(self.default, float):
+                result.floating_point_range = [
+                    FloatingPointRange(from_value=float(self.low), to_value=float(self.high))
+                ]
+            else:
+                result.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=1)]
+        return result
+
+    def problem(self, value: Any) -> str:
+        """Why a value is refused; empty if it is not. Ranges are rclpy's business."""
+        if self.choices and value not in self.choices:
+            return f"{self.name} is {value!r}; it must be one of {list(self.choices)}"
+        return ""
+
+
+REWARD_NODE = (
+    Spec("model", "", "folder of the bundle; empty: the shipped EfficientNet-Lite0"),
+    Spec("reward", "", "which reward to compute; empty: the bundle's", choices=("", "vip", "uvd", "pixel")),
+    Spec("precision", "auto", "graph to run; auto: fp16 on a GPU, fp32 on a CPU", choices=("auto", "fp32", "fp16")),
+    Spec("providers", ("auto",), "ONNX Runtime providers in order of preference, out of tensorrt, cuda, cpu; or auto"),
+    Spec("threads", 1, "CPU threads of the encoder", low=1, high=64),
+    Spec("image_transport", "raw", "subscribe to image, or to image/compressed", choices=("raw", "compressed")),
+    Spec(
+        "image_qos",
+        "sensor_data",
+        "reliability of the image subscription; sensor_data is best effort and matches every camera",
+        choices=("sensor_data", "reliable"),
+    ),
+    Spec("goal", "", "goal at configuration: image or video, relative to goals_dir or package://; empty: the bundle's"),
+    Spec("goals_dir", "", "folder below which goal files must lie; empty: the shipped clips", when="start"),
+    Spec("goal_services", True, "offer ~/set_goal and ~/goal_image", when="start"),
+    Spec("reward_scale", 1.0, "factor on the raw reward", when="always", low=1.0e-6, high=1.0e6),
+    Spec(
+        "reward_clip", 0.0, "bound on the scaled reward's absolute value; 0: none", when="always", low=0.0, high=1.0e6
+    ),
+    Spec(
+        "image_timeout",
+        1.0,
+        "seconds without an image after which the status is stale",
+        when="start",
+        low=0.05,
+        high=3600.0,
+    ),
+    Spec(
+        "max_stamp_future",
+        1.0,
+        "seconds that a stamp may lie ahead of the node's clock",
+        when="always",
+        low=0.0,
+        high=3600.0,
+    ),
+    Spec(
+        "max_latency",
+        0.25,
+        "seconds of latency (p95) above which diagnostics warn",
+        when="always",
+        low=0.001,
+        high=60.0,
+    ),
+    Spec("max_pixels", 16777216, "largest image that is accepted, in pixels", when="start", low=1024, high=268435456),
+    Spec("max_compressed_bytes", 8388608, "largest compressed image, in bytes", when="start", low=1024, high=268435456),
+    Spec("max_goal_frames", 3000, "longest demonstration video, in frames", when="always", low=1, high=100000),
+    Spec("diagnostics_period", 1.0, "seconds between two messages on /diagnostics", when="start", low=0.1, high=60.0),
+)
+
+VIDEO_NODE = (
+    Spec("video", "", "file, folder of images or bag to play; empty: the shipped demonstration", when="start"),
+    Spec("rate", 0.0, "frames per second; 0: the video's own", when="start", low=0.0, high=1000.0),
+    Spec("loop", False, "start again at the end; otherwise the node ends", when="start"),
+    Spec(
+        "wait_for_subscribers",
+        0,
+        "number of subscribers to wait for before the first frame",
+        when="start",
+        low=0,
+        high=100,
+    ),
+    Spec("frame_id", "camera_optical_frame", "frame_id of every header", when="start"),
+    Spec("compressed", False, "publish JPEG on image/compressed instead of raw images", when="start"),
+)
+
+RECORDER = (
+    Spec("bag", "bag", "folder of the bag; must not exist", when="start"),
+    Spec(
+        "topics", ("image", "reward_node/reward", "reward_node/info", "/diagnostics"), "topics to record", when="start"
+    ),
+)
+
+
+def declare(node: Node, table: Sequence[Spec]) -> None:
+    """Declares all parameters of a table and refuses values outside it from then on.
+
+    Raises:
+        rclpy.exceptions.InvalidParameterValueException: a value given at start is out of range.
+        ValueError: a value given at start is not among the choices.
+    """
+    for spec in table:
+        default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+        value = node.declare_parameter(spec.name, default, spec.descriptor()).value
+        if problem := spec.problem(value):
+            raise ValueError(problem)
+
+
+def check_change(table: Sequence[Spec], parameters: Sequence[Parameter], *, configured: bool) -> SetParametersResult:
+    """Judges a change of parameters for `Node.add_on_set_parameters_callback`."""
+    specs = {spec.name: spec for spec in table}
+    for parameter in parameters:
+        spec = specs.get(parameter.name)
+        if spec is None:
+            continue
+        if configured and spec.when == "configure":
+            reason = f"{spec.name} is read when the node is configured; clean it up first"
+            return SetParametersResult(successful=False, reason=reason)
+        if problem := spec.problem(parameter.value):
+            return SetParametersResult(successful=False, reason=problem)
+    return SetParametersResult(successful=True)
+
+
+def markdown(table: Sequence[Spec]) -> str:
+    """The table as the README shows it."""
+    rows = ["| parameter | default | range | can be set | meaning |", "|---|---|---|---|---|"]
+    words = {"start": "at start", "configure": "until configured", "always": "at any time"}
+    for spec in table:
+        default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+        shown = f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else "(empty)"
+        rows.append(f"| `{spec.name}` | {shown} | {spec.limits} | {words[spec.when]} | {spec.description} |")
+    return "\n".join(rows)

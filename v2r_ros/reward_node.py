@@ -1,0 +1,329 @@
+"""The lifecycle node that turns a camera topic into a stream of rewards."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import SetParametersResult
+from rclpy._rclpy_pybind11 import RCLError
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+import v2r_core
+from v2r_core.deploy.bundle import load_bundle
+from v2r_core.deploy.stream import Scorer, Status
+from v2r_core.video.resize import Frame
+from v2r_msgs.msg import Reward, RewardInfo
+from v2r_ros import parameters, qos
+from v2r_ros.describe import diagnostics, reward_info
+from v2r_ros.goal_server import GoalServer
+from v2r_ros.goals import is_video
+from v2r_ros.images import compressed_to_rgb, message_to_rgb, rgb_to_message
+from v2r_ros.mailbox import Mailbox
+from v2r_ros.overlay import draw_overlay
+from v2r_ros.running import run
+from v2r_ros.scoring import MessageScorer, blank_reward, latency
+from v2r_ros.telemetry import Telemetry
+from v2r_ros.throttle import Throttle
+
+OK, FAILED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+STATUS_NAMES = {int(status): status.name for status in Status}
+
+
+class RewardNode(LifecycleNode):
+    """Subscribes `image`, publishes `~/reward`, `~/info`, `~/overlay` and `/diagnostics`.
+
+    configure loads and checks the model, activate subscribes. The image callback only stores the newest message; one
+    worker thread scores. Goals are encoded in a third thread, so that neither ever waits for a goal.
+    """
+
+    def __init__(self, node_name: str = "reward_node", **options: object) -> None:
+        super().__init__(node_name, **options)
+        parameters.declare(self, parameters.REWARD_NODE)
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self._timeout_ns = int(self._parameter("image_timeout") * 1e9)
+        self._scorer: MessageScorer | None = None
+        self._mailbox: Mailbox[Image | CompressedImage] = Mailbox()
+        self._worker: threading.Thread | None = None
+        self._telemetry = Telemetry()
+        self._subscription = None
+        self._last_image: Image | CompressedImage | None = None
+        self._last_arrival_ns = self._last_stale_ns = 0
+        self._active = False
+        self._busy_since_ns = 0
+        self._complain = Throttle(self.get_logger().warning)
+        self._rewards = self.create_lifecycle_publisher(
+            Reward, "~/reward", qos.reward_publisher(self._timeout_ns * 1e-9)
+        )
+        self._overlays = self.create_lifecycle_publisher(Image, "~/overlay", qos.image_publisher())
+        self._info = self.create_publisher(RewardInfo, "~/info", qos.latched())
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self._goals = GoalServer(
+            self,
+            Path(self._parameter("goals_dir") or v2r_core.CLIPS).expanduser(),
+            self._decode,
+            lambda: self._scorer,
+            lambda: self._last_image,
+            self._publish_info,
+        )
+        self.create_timer(self._timeout_ns * 0.25e-9, self._check_camera)
+        self.create_timer(self._parameter("diagnostics_period"), self._publish_diagnostics)
+
+    # --- transitions -------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Loads the model, warms it up, compares one inference with the stored answer, sets the first goal."""
+        return self._transition("configure", self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribes to the camera and starts the worker."""
+        result = self._transition("activate", self._activate)
+        return super().on_activate(state) if result == OK else result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribes and stops the worker; model and goal stay loaded."""
+        result = self._transition("deactivate", self._deactivate)
+        super().on_deactivate(state)
+        return result
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Frees the model."""
+        return self._transition("clean up", self._clean_up)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops and frees whatever there is."""
+        return self._transition("shut down", self._clean_up)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Frees everything and goes back to unconfigured."""
+        return self._transition("recover from an error", self._clean_up)
+
+    def _LifecycleNodeMixin__on_change_state(
+        self, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Refuses a transition that the state does not allow; rclpy would raise it out of the executor instead."""
+        try:
+            return super()._LifecycleNodeMixin__on_change_state(request, response)
+        except RCLError as error:
+            self._complain(f"transition {request.transition.id} refused: {error}")
+            response.success = False
+            return response
+
+    def _transition(self, name: str, action: Callable[[], None]) -> TransitionCallbackReturn:
+        # rclpy swallows what a transition raises and logs nothing.
+        try:
+            action()
+        except (ValueError, RuntimeError, OSError) as error:
+            self.get_logger().error(f"cannot {name}: {error}")
+            return FAILED
+        except Exception:
+            self.get_logger().error(f"cannot {name}:\n{traceback.format_exc()}")
+            return FAILED
+        return OK
+
+    def _configure(self) -> None:
+        model = self._parameter("model") or str(v2r_core.DEFAULT_BUNDLE)
+        bundle = load_bundle(model)
+        precision = self._parameter("precision")
+        scorer = Scorer(
+            bundle,
+            reward=self._parameter("reward") or None,
+            precision=None if precision == "auto" else precision,
+            providers=self._parameter("providers"),
+            threads=self._parameter("threads"),
+        )
+        milliseconds = scorer.session.warm_up()
+        new = MessageScorer(
+            scorer,
+            self._decode,
+            goal_source="bundle" if scorer.goal else "",
+            max_stamp_future=self._parameter("max_stamp_future"),
+            max_gap=self._timeout_ns * 1e-9,
+        )
+        new.set_scale(self._parameter("reward_scale"), self._parameter("reward_clip"))
+        if uri := self._parameter("goal"):
+            goal = self._goals.from_uri(scorer, uri, subgoals=scorer.reward_name == "uvd" and is_video(uri))
+            new.set_goal(goal, uri)
+            new.episode = 0
+        self._scorer = new
+        self._publish_info()
+        self.get_logger().info(
+            f"{bundle.manifest.name}: {scorer.session.provider} in {scorer.session.precision}, "
+            f"{milliseconds:.1f} ms a frame, goal {scorer.goal.name if scorer.goal else 'not set yet'}"
+        )
+
+    def _activate(self) -> None:
+        assert self._scorer is not None
+        self._scorer.begin()
+        self._mailbox, self._telemetry = Mailbox(), Telemetry()
+        self._last_image = None
+        self._last_arrival_ns = self._last_stale_ns = self._now_ns()
+        raw = self._parameter("image_transport") == "raw"
+        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="scoring", daemon=True)
+        self._worker.start()
+        self._active = True
+        self._subscription = self.create_subscription(
+            Image if raw else CompressedImage,
+            "image" if raw else "image/compressed",
+            self._on_image,
+            qos.image_subscription(self._parameter("image_qos")),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    def _deactivate(self) -> None:
+        self._active = False
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
+        self._mailbox.close()
+        if self._worker is not None:
+            self._worker.join(timeout=1.0)
+            self._worker = None
+
+    def _clean_up(self) -> None:
+        self._deactivate()
+        self._scorer = None
+
+    def close(self) -> None:
+        """Ends the threads; for the end of the process."""
+        self._clean_up()
+        self._goals.close()
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        self._last_arrival_ns = self._now_ns()
+        self._last_image = message
+        self._mailbox.put(message)
+
+    def _work(self, mailbox: Mailbox[Image | CompressedImage]) -> None:
+        while (image := mailbox.take()) is not None:
+            scorer = self._scorer
+            if scorer is None:
+                return
+            self._busy_since_ns = self._now_ns()
+            scored = scorer.score(image, self._busy_since_ns, mailbox.dropped)
+            self._busy_since_ns = 0
+            if mailbox.closed:
+                return
+            reward = scored.message
+            now_ns = self._now_ns()
+            seconds = latency(reward, now_ns)
+            try:
+                self._rewards.publish(reward)
+                self._telemetry.add(now_ns * 1e-9, seconds, reward.inference_ms)
+                if scored.frame is not None and self._overlays.get_subscription_count():
+                    overlay = rgb_to_message(draw_overlay(scored.frame, reward, STATUS_NAMES[reward.status]))
+                    overlay.header = reward.header
+                    self._overlays.publish(overlay)
+            except Exception as error:  # the context may be gone in the middle of a shutdown
+                if rclpy.ok(context=self.context):
+                    self._complain(f"publishing failed: {error}")
+            if reward.status == Reward.STATUS_BAD_IMAGE:
+                self._telemetry.bad_images += 1
+            elif reward.status == Reward.STATUS_INTERNAL_ERROR:
+                self._telemetry.internal_errors += 1
+            if scored.problem:
+                self._complain(scored.problem)
+
+    def _decode(self, message: Image | CompressedImage) -> Frame:
+        pixels = self._parameter("max_pixels")
+        if isinstance(message, CompressedImage):
+            return compressed_to_rgb(message, self._parameter("max_compressed_bytes"), pixels)
+        return message_to_rgb(message, pixels)
+
+    def _check_camera(self) -> None:
+        """Says at least once every image_timeout that there is no camera; silence is not a status."""
+        now = self._now_ns()
+        if now < self._last_arrival_ns:  # simulated time was reset
+            self._last_arrival_ns = self._last_stale_ns = now
+        quiet = now - max(self._last_arrival_ns, self._last_stale_ns)
+        if not self._active or self._scorer is None or quiet < self._timeout_ns:
+            return
+        self._last_stale_ns = now
+        header = self._last_image.header if self._last_image else Header(stamp=self.get_clock().now().to_msg())
+        reward = blank_reward(header)
+        reward.status = Reward.STATUS_STALE_IMAGE
+        reward.episode = self._scorer.episode
+        reward.dropped_frames = self._mailbox.dropped
+        reward.frame_count = self._scorer.frame_count
+        latency(reward, now)
+        self._rewards.publish(reward)
+        topic = self._subscription.topic_name if self._subscription else "image"
+        self._complain(
+            f"no image on {topic} for {(now - self._last_arrival_ns) * 1e-9:.1f} s; is the camera running, "
+            f"and are topic and QoS right (ros2 topic info -v {topic})?",
+        )
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._scorer is None:
+            response.success, response.message = False, "the node is not configured; configure it first"
+        else:
+            self._scorer.reset()
+            response.success, response.message = True, f"episode {self._scorer.episode} begins"
+        return response
+
+    # --- what is said about the stream -------------------------------------------------------------------------------
+
+    def _publish_info(self) -> None:
+        assert self._scorer is not None
+        info = reward_info(self._scorer, self._parameter("reward_scale"), self._parameter("reward_clip"))
+        info.header.stamp = self.get_clock().now().to_msg()
+        self._info.publish(info)
+
+    def _publish_diagnostics(self) -> None:
+        now, started = self._now_ns(), self._busy_since_ns
+        status = diagnostics(
+            self.get_fully_qualified_name(),
+            self._scorer,
+            self._active,
+            self._telemetry,
+            self._mailbox,
+            now=now * 1e-9,
+            image_age=(now - self._last_arrival_ns) * 1e-9 if self._last_image else float("nan"),
+            busy_for=(now - started) * 1e-9 if started else 0.0,
+            image_timeout=self._timeout_ns * 1e-9,
+            max_latency=self._parameter("max_latency"),
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+    # --- parameters and time -----------------------------------------------------------------------------------------
+
+    def _parameter(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def _on_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        verdict = parameters.check_change(parameters.REWARD_NODE, changes, configured=self._scorer is not None)
+        if verdict.successful and self._scorer is not None:
+            new = {change.name: change.value for change in changes}
+            if {"reward_scale", "reward_clip"} & new.keys():
+                scale = new.get("reward_scale", self._parameter("reward_scale"))
+                self._scorer.set_scale(scale, new.get("reward_clip", self._parameter("reward_clip")))
+            self._scorer.max_stamp_future = new.get("max_stamp_future", self._scorer.max_stamp_future)
+        return verdict
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+
+def main() -> int:
+    """Entry point of `ros2 run v2r_ros reward_node`."""
+    return run(RewardNode)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,211 @@
+"""From an image message to a reward message, whatever is wrong with the image. No node in here, so it tests alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from builtin_interfaces.msg import Duration
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from v2r_core.deploy.stream import NoGoalError, Scorer, Status
+from v2r_core.rewards.goal import Goal
+from v2r_core.rewards.reward import RewardSample
+from v2r_core.video.pixels import ImageError
+from v2r_core.video.resize import Frame
+from v2r_msgs.msg import Reward
+
+NAN = float("nan")
+# A stamp that goes back by more than this is a restarted stream (a bag that loops, a simulator that was reset);
+# by less it is a frame that came too late.
+RESTART_NS = 1_000_000_000
+MAX_DURATION_S = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One answer: the message, what went wrong in words (empty: nothing), and the frame where it was readable."""
+
+    message: Reward
+    problem: str
+    frame: Frame | None
+
+
+class MessageScorer:
+    """Scores image messages with a `Scorer`; safe to call from the worker while another thread sets a goal.
+
+    Attributes:
+        scorer: the scorer.
+        episode: number of the running episode.
+        frame_count: frames scored since activation.
+        goal_source: where the goal in force came from.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        decode: Callable[[Image | CompressedImage], Frame],
+        goal_source: str = "",
+        max_stamp_future: float = 1.0,
+        max_gap: float = 1.0,
+    ) -> None:
+        """Wraps a scorer.
+
+        Args:
+            scorer: has its goal already, or gets one by `set_goal`.
+            decode: turns a message into RGB or raises ImageError.
+            goal_source: where its goal came from.
+            max_stamp_future: seconds that a stamp may lie ahead of the clock.
+            max_gap: seconds between two stamps above which their difference is no step: the reward is NaN.
+        """
+        self.scorer = scorer
+        self.goal_source = goal_source
+        self.max_stamp_future = max_stamp_future
+        self.episode = 0
+        self._decode = decode
+        self._max_gap_ns = int(max_gap * 1e9)
+        self._last_ns = 0
+        self.frame_count = 0
+        self._lock = threading.Lock()
+
+    def set_goal(self, goal: Goal, source: str) -> float:
+        """Puts a goal in force and starts an episode, between two frames.
+
+        Returns:
+            Distance from the newest scored frame to it; NaN before the first.
+
+        Raises:
+            ValueError: it does not fit the encoder; the old goal stays.
+        """
+        with self._lock:
+            self.scorer.set_goal(goal)
+            self.goal_source = source
+            self.episode += 1
+            self._last_ns = 0
+            return self.scorer.distance_to_goal()
+
+    def set_scale(self, scale: float, clip: float) -> None:
+        """Changes factor and bound of the reward from the next frame on; clip 0 means none."""
+        with self._lock:
+            self.scorer.reward.set_shape(scale, clip or None)
+
+    def begin(self) -> None:
+        """Starts counting frames from 0 and an episode; for activation."""
+        with self._lock:
+            self.scorer.reset()
+            self.frame_count = 0
+            self._last_ns = 0
+
+    def reset(self) -> None:
+        """Starts an episode."""
+        with self._lock:
+            self.scorer.reset()
+            self.episode += 1
+            self._last_ns = 0
+
+    def score(self, image: Image | CompressedImage, now_ns: int, dropped: int = 0) -> Scored:
+        """Answers one image. Never raises for anything that an image, a model or a missing goal can do.
+
+        Args:
+            image: the message.
+            now_ns: the node's clock, nanoseconds.
+            dropped: frames dropped so far, copied into the answer.
+        """
+        start = time.perf_counter()
+        with self._lock:
+            sample, status, problem, frame = self._judge(image, now_ns)
+            message = blank_reward(image.header)
+            _fill(message, sample)
+            goal = self.scorer.goal
+            message.status = int(status)
+            message.episode = self.episode
+            message.goal_id = goal.name if goal else ""
+            message.subgoal_count = len(goal.milestones) if goal else 0
+            if status not in (Status.BAD_IMAGE, Status.NO_GOAL):
+                self.frame_count += 1
+        message.frame_count = self.frame_count
+        message.dropped_frames = dropped
+        message.inference_ms = (time.perf_counter() - start) * 1e3
+        return Scored(message, problem, frame)
+
+    def _judge(
+        self, image: Image | CompressedImage, now_ns: int
+    ) -> tuple[RewardSample | None, Status, str, Frame | None]:
+        stamp = image.header.stamp
+        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        problem = ""
+        gap = False
+        if stamp_ns == 0:
+            problem = "the image has stamp 0: latency is unknown and the policy cannot match it; fix the camera driver"
+        elif stamp_ns > now_ns + self.max_stamp_future * 1e9:
+            ahead = (stamp_ns - now_ns) * 1e-9
+            text = f"stamp lies {ahead:.3f} s in the future; synchronise the clocks or raise max_stamp_future"
+            return None, Status.BAD_IMAGE, text, None
+        elif self._last_ns and stamp_ns <= self._last_ns:
+            if self._last_ns - stamp_ns < RESTART_NS:
+                text = f"stamp is {(self._last_ns - stamp_ns) * 1e-9:.3f} s older than the last frame's; frame ignored"
+                return None, Status.BAD_IMAGE, text, None
+            problem = "stamps jumped back: the stream was restarted, so a new episode begins"
+            self.scorer.reset()
+            self.episode += 1
+        elif self._last_ns and stamp_ns - self._last_ns > self._max_gap_ns:
+            gap = True
+        try:
+            frame = self._decode(image)
+        except ImageError as error:
+            return None, Status.BAD_IMAGE, str(error), None
+        try:
+            sample, status = self.scorer.step(frame)
+        except NoGoalError:
+            return None, Status.NO_GOAL, "no goal is set; call ~/set_goal or give the parameter goal", frame
+        except Exception as error:  # a robot's node must outlive whatever a model or a provider does
+            return None, Status.INTERNAL_ERROR, f"inference failed: {type(error).__name__}: {error}", frame
+        if status is not Status.INTERNAL_ERROR:
+            self._last_ns = stamp_ns
+        else:
+            problem = "the model gave a number that is not finite; see `v2r doctor`"
+        if gap and status is Status.OK:
+            # What changed while the camera was away is not the reward of one step.
+            status = Status.WARMING_UP
+            sample = RewardSample(
+                NAN, NAN, sample.value, sample.progress, sample.subgoal_index, sample.subgoal_count, sample.uncertainty
+            )
+        return sample, status, problem, frame
+
+
+def blank_reward(header: Header) -> Reward:
+    """A reward message with that header in which no number is available."""
+    message = Reward(header=header)
+    for name in ("reward", "raw_reward", "value", "progress", "success_probability", "uncertainty", "inference_ms"):
+        setattr(message, name, NAN)
+    return message
+
+
+def _fill(message: Reward, sample: RewardSample | None) -> None:
+    if sample is None:
+        return
+    message.reward = float(np.float32(sample.reward))
+    message.raw_reward = float(np.float32(sample.raw_reward))
+    message.value = float(np.float32(sample.value))
+    message.progress = float(np.float32(sample.progress))
+    message.uncertainty = float(np.float32(sample.uncertainty))
+    message.subgoal_index = int(sample.subgoal_index)
+
+
+def latency(message: Reward, now_ns: int) -> float:
+    """Writes publication time minus stamp into the message.
+
+    Returns:
+        Seconds; NaN if the stamp is 0 or ahead of the clock (the field is 0 then).
+    """
+    stamp = message.header.stamp
+    stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+    difference = now_ns - stamp_ns
+    if stamp_ns == 0 or difference < 0 or difference // 1_000_000_000 > MAX_DURATION_S:
+        return NAN
+    message.latency = Duration(sec=difference // 1_000_000_000, nanosec=difference % 1_000_000_000)
+    return difference * 1e-9
