@@ -1,4 +1,4 @@
-"""Renders the clips in v2r_core/assets/clips: a drawer that is opened, opened half way, and left alone.
+"""Renders the clips in v2r_core/assets/clips: a drawer is opened, opened half way, left shut; a window is opened.
 
 MetaWorld's scripted experts drive the arm. Needs the `sim` extra and a headless OpenGL, e.g. `MUJOCO_GL=egl`:
 
@@ -20,17 +20,17 @@ import av
 import metaworld
 import mujoco
 import numpy as np
-from metaworld.policies import SawyerDrawerOpenV3Policy, SawyerReachV3Policy
+from metaworld.policies import SawyerDrawerOpenV3Policy, SawyerReachV3Policy, SawyerWindowOpenV3Policy
 from numpy.typing import NDArray
 
-TASK = "drawer-open-v3"
+DRAWER, WINDOW = "drawer-open-v3", "window-open-v3"
 OUTPUT = Path(__file__).parents[1] / "v2r_core" / "assets" / "clips"
 WIDTH, HEIGHT, FPS, FRAMES = 640, 480, 30, 180
 SPEED = 0.6
 """Part of the expert's speed that the arm moves at, so that a frame for each control step makes a calm video."""
 
 SWEEP = ((-0.3, 0.55, 0.08), (0.3, 0.55, 0.08))
-"""Where the arm reaches in `other`, in metres: low above the wood from the table's one side to the other."""
+"""Where the arm reaches in `away`, in metres: low above the wood from the table's one side to the other."""
 
 Action = NDArray[np.float32]
 Observation = NDArray[np.float64]
@@ -42,31 +42,35 @@ class Clip:
 
     Attributes:
         name: file name without extension.
-        seed: where the drawer stands.
-        opening: part of the way that the drawer is opened; 0 to follow `SWEEP` instead.
+        task: MetaWorld's name of the scene.
+        seed: where drawer or window stand.
+        opening: part of the way that it is opened; 0 to follow `SWEEP` instead.
         stop_at: part of the way at which the arm gets its last command; it runs on a little.
     """
 
     name: str
+    task: str
     seed: int
     opening: float
     stop_at: float
 
 
 CLIPS = (
-    Clip("success", seed=1, opening=1.0, stop_at=0.9),
-    Clip("success_2", seed=4, opening=1.0, stop_at=0.9),
-    Clip("half", seed=1, opening=0.5, stop_at=0.3),
-    Clip("other", seed=1, opening=0.0, stop_at=1.0),
+    Clip("success", DRAWER, seed=1, opening=1.0, stop_at=0.9),
+    Clip("success_2", DRAWER, seed=4, opening=1.0, stop_at=0.9),
+    Clip("half", DRAWER, seed=1, opening=0.5, stop_at=0.3),
+    Clip("away", DRAWER, seed=1, opening=0.0, stop_at=1.0),
+    Clip("other", WINDOW, seed=1, opening=0.85, stop_at=1.0),
 )
 
 
-def expert(opening: float) -> Callable[[Observation, int], Action]:
+def expert(clip: Clip) -> Callable[[Observation, int], Action]:
     """A policy: observation and step to action, three velocities and the gripper's force, each in [-1, 1]."""
-    policy = SawyerDrawerOpenV3Policy() if opening else SawyerReachV3Policy()
+    openers = {DRAWER: SawyerDrawerOpenV3Policy, WINDOW: SawyerWindowOpenV3Policy}
+    policy = openers[clip.task]() if clip.opening else SawyerReachV3Policy()
 
     def act(observation: Observation, step: int) -> Action:
-        if not opening:
+        if not clip.opening:
             # The last three numbers of an observation are the goal, which in this task is the drawer's.
             observation = np.concatenate([observation[:-3], SWEEP[step >= FRAMES // 3]])
         action = np.clip(policy.get_action(observation), -1, 1).astype(np.float32)
@@ -107,13 +111,13 @@ def render(clip: Clip) -> list[NDArray[np.uint8]]:
     """Runs one episode; a frame for each control step.
 
     Raises:
-        RuntimeError: the drawer did not end where the clip's name says.
+        RuntimeError: drawer or window did not end where the clip's name says.
     """
-    benchmark = metaworld.MT1(TASK, seed=clip.seed)
-    env = benchmark.train_classes[TASK]()
+    benchmark = metaworld.MT1(clip.task, seed=clip.seed)
+    env = benchmark.train_classes[clip.task]()
     env.set_task(benchmark.train_tasks[0])
     observation, _ = env.reset()
-    act = expert(clip.opening)
+    act = expert(clip)
     camera = Camera(env.model)
     frames = []
     opened = start = 0.0
@@ -131,7 +135,7 @@ def render(clip: Clip) -> list[NDArray[np.uint8]]:
     finally:
         camera.close()
     if abs(opened - clip.opening) > 0.1:
-        raise RuntimeError(f"{clip.name}: drawer {opened:.0%} open, {clip.opening:.0%} expected; choose another seed")
+        raise RuntimeError(f"{clip.name}: {opened:.0%} open, {clip.opening:.0%} expected; choose another seed")
     return frames
 
 

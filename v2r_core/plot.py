@@ -123,13 +123,18 @@ def draw_comparison(path: str | Path, clips: Sequence[Clip], title: str = "") ->
         _draw_strip(axis, images, colour)
         fractions = times / max(float(times[-1]), 1e-9)
         numbers = clip.curve.progress if has_progress else clip.curve.value
-        _draw_line(last, fractions, numbers, colour, "progress" if has_progress else "value", clip.label)
+        _draw_line(last, fractions, numbers, colour, "progress" if has_progress else "value", _label(clip))
     last.set_xlim(0, 1)
     if has_progress:
         last.set_ylim(-0.04, 1.04)
     last.set_xlabel("time (fraction of the clip)")
     last.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
     _save(figure, path)
+
+
+def _label(clip: Clip) -> str:
+    outside = float((clip.curve.uncertainty > 1).mean())
+    return clip.label if outside < 0.01 else f"{clip.label} ({outside:.0%} unlike the demonstration: no number)"
 
 
 def _relative_times(stamps: NDArray[np.float64], curve: RewardCurve) -> NDArray[np.float64]:

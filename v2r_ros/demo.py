@@ -57,8 +57,9 @@ class Demo:
 class LiveNumbers:
     """What the live part measured; times in milliseconds.
 
-    `answered` counts the reward messages of accepted frames that hold a number, in the bag; `accepted` all frames that
-    reached the node, less those that were replaced by a newer one before they were scored.
+    `accepted` counts the frames on the topic less those that the node replaced by a newer one before it scored them
+    (`dropped`); `answered` the reward messages in the bag that hold a number, so that a frame lost on either way counts
+    against it.
     """
 
     played: int
@@ -125,17 +126,21 @@ def _live(options: Demo, console: Console) -> tuple[RewardInfo, float]:
         task = progress.add_task("starting the nodes", total=frames)
         graph.node.create_subscription(Reward, TOPICS[1], on_reward, 100)
         graph.node.create_subscription(RewardInfo, TOPICS[2], infos.append, qos.latched())
-        started = time.monotonic()
         camera = ("-r", f"image:={TOPICS[0]}")
+        started = time.monotonic()
         graph.start("v2r_ros.reward_node", {"goal": options.goal}, None, *camera)
-        if not graph.transition("/reward_node", CONFIGURE) or not graph.transition("/reward_node", ACTIVATE):
-            raise GraphError(f"reward_node refused to start:\n{graph.log('reward_node')}")
+        configured = graph.transition("/reward_node", CONFIGURE)
         start_to_active = time.monotonic() - started
+        # The camera starts when node and recorder listen, so that none of its frames is missing in the bag.
         graph.start("v2r_ros.recorder", {"bag": str(options.out / "bag"), "topics": TOPICS})
-        graph.spin(lambda: all(_listens(graph, "recorder", topic) for topic in TOPICS[1:]), 30.0, "the recorder")
         video = graph.start(
             "v2r_ros.video_node", {"video": str(options.video), "wait_for_subscribers": 2}, None, *camera
         )
+        graph.spin(lambda: all(_listens(graph, "recorder", topic) for topic in TOPICS), 30.0, "the recorder to listen")
+        started = time.monotonic()
+        if not configured or not graph.transition("/reward_node", ACTIVATE):
+            raise GraphError(f"reward_node refused to start:\n{graph.log('reward_node')}")
+        start_to_active += time.monotonic() - started
 
         def played() -> bool:
             description = "camera -> reward" if count else "starting the nodes"
@@ -206,16 +211,12 @@ def _report(console: Console, numbers: LiveNumbers, scores: dict[str, VideoScore
     )
     live.add_row("resize and inference", f"p50 {numbers.inference_p50_ms:.1f} ms on {numbers.provider}")
     live.add_row("process start to active", f"{numbers.start_to_active_s:.2f} s")
-    clips = Table(title="The shipped clips, same goal")
-    for heading in (
-        "clip",
-        "what happens",
-        "final progress",
-        "best progress",
-        "order in time (VOC)",
-        "out of distribution",
-    ):
-        clips.add_column(heading, justify="left" if heading in ("clip", "what happens") else "right")
+    clips = Table(
+        title="The shipped clips, same goal",
+        caption="end, best: progress. VOC: rank correlation of value and time. unlike: frames out of distribution.",
+    )
+    for heading in ("clip", "what happens", "end", "best", "VOC", "unlike"):
+        clips.add_column(heading, justify="left" if heading in ("clip", "what happens") else "right", no_wrap=True)
     summary: dict[str, object] = {"live": asdict(numbers), "clips": {}}
     for name, score in scores.items():
         row = clip_numbers(score)

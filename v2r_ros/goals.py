@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
 from v2r_core.deploy.stream import Scorer
-from v2r_core.rewards.goal import Goal
-from v2r_core.video import Video, VideoError, open_video
+from v2r_core.rewards.goal import Goal, goal_name
+from v2r_core.video import VideoError, open_video
 from v2r_core.video.pixels import ImageError, decode_compressed
-from v2r_core.video.resize import Frame
 from v2r_msgs.srv import SetGoal
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -86,26 +84,24 @@ def goal_from_file(
     Raises:
         GoalError: it cannot be read, is too large, or has no subgoals to find.
     """
+    name = goal_name(file.name)
     try:
         if file.suffix.lower() in IMAGE_SUFFIXES:
             if subgoals:
                 raise GoalError(Result.RESULT_INVALID_REQUEST, f"{file.name} is an image; subgoals need a video")
             if (size := file.stat().st_size) > max_bytes:
                 raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name} has {size} bytes; {max_bytes} are accepted")
-            return scorer.goal_from_frames([decode_compressed(file.read_bytes(), max_bytes, max_pixels)], file.name)
+            return scorer.goal_from_frames([decode_compressed(file.read_bytes(), max_bytes, max_pixels)], name)
         with open_video(file) as video:
             if len(video) > max_frames:
                 raise GoalError(
                     Result.RESULT_INVALID_IMAGE, f"{file.name} has {len(video)} frames; max_goal_frames is {max_frames}"
                 )
-            return scorer.goal_from_video(_limited(video, max_pixels, file.name), file.name, subgoals)
+            height, width, _ = video[0].shape
+            if height * width > max_pixels:
+                raise GoalError(
+                    Result.RESULT_INVALID_IMAGE, f"{file.name} is {width}x{height}; max_pixels is {max_pixels}"
+                )
+            return scorer.goal_from_video(video, name, subgoals)
     except (ImageError, VideoError, OSError) as error:
         raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name}: {error}") from error
-
-
-def _limited(video: Video, max_pixels: int, name: str) -> Iterator[Frame]:
-    for frame in video:
-        if frame.shape[0] * frame.shape[1] > max_pixels:
-            size = f"{frame.shape[1]}x{frame.shape[0]}"
-            raise GoalError(Result.RESULT_INVALID_IMAGE, f"{name} is {size}; max_pixels is {max_pixels}")
-        yield frame

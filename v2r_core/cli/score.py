@@ -24,7 +24,7 @@ from v2r_core.cli.overlay import write_overlay
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer, Status, VideoScore, judge
 from v2r_core.plot import draw_curve
-from v2r_core.rewards.goal import MAX_NAME, Goal, goal_from_demonstration, load_goal
+from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_name, load_goal
 from v2r_core.rewards.quality import bumps, voc
 from v2r_core.rewards.reward import RewardCurve
 from v2r_core.rewards.uvd import decompose
@@ -144,10 +144,10 @@ def score_itself(
         The score, whose `encoder_ms` includes waiting for frames, and a picture of each subgoal.
     """
     start = time.perf_counter()
-    embeddings = scorer.embed(_counted(video, on_progress))
+    embeddings = scorer.embed(_Counted(video, on_progress))
     encoding = time.perf_counter() - start
     milestones = decompose(embeddings).indices if scorer.reward_name == "uvd" else None
-    goal = goal_from_demonstration(embeddings, _goal_name(video.name), milestones)
+    goal = goal_from_demonstration(embeddings, goal_name(video.name), milestones)
     scorer.set_goal(goal)
     judged = [judge(scorer.reward.observe(embedding[None])) for embedding in embeddings]
     scored = VideoScore(
@@ -168,11 +168,11 @@ def _set_goal(scorer: Scorer, goal: str, ticks: Callable[[str, int], Callable[[i
         return []
     if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
         image = _read_image(path)
-        scorer.set_goal(scorer.goal_from_frames([image], _goal_name(path.name)))
+        scorer.set_goal(scorer.goal_from_frames([image], goal_name(path.name)))
         return [image]
     with open_video(goal) as demonstration:
-        frames = _counted(demonstration, ticks("demonstration", len(demonstration)))
-        scorer.set_goal(scorer.goal_from_video(frames, _goal_name(demonstration.name)))
+        frames = _Counted(demonstration, ticks("demonstration", len(demonstration)))
+        scorer.set_goal(scorer.goal_from_video(frames, goal_name(demonstration.name)))
         assert scorer.goal is not None
         return _pictures(demonstration, scorer.goal)
 
@@ -181,14 +181,20 @@ def _pictures(video: Video, goal: Goal) -> list[Frame]:
     return [video[int(index)] for index in goal.milestone_frames]
 
 
-def _counted(video: Video, on_progress: Callable[[int, int], None]) -> Iterator[Frame]:
-    for done, frame in enumerate(video, 1):
-        on_progress(done, len(video))
-        yield frame
+@dataclass(frozen=True)
+class _Counted:
+    """A video that reports how far its reader is."""
 
+    video: Video
+    on_progress: Callable[[int, int], None]
 
-def _goal_name(name: str) -> str:
-    return "".join(c if c.isprintable() else "_" for c in name)[-MAX_NAME:] or "goal"
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for done, frame in enumerate(self.video, 1):
+            self.on_progress(done, len(self.video))
+            yield frame
 
 
 def _read_image(path: Path) -> Frame:

@@ -17,7 +17,7 @@ from v2r_core.deploy.bundle import Bundle, Precision
 from v2r_core.deploy.runtime import Session
 from v2r_core.rewards import make_reward
 from v2r_core.rewards.baselines import pixel_embedding
-from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_from_images, load_goal
+from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_from_images, load_goal, thinned_frames
 from v2r_core.rewards.reward import Embed, RewardCurve, RewardSample
 from v2r_core.rewards.uvd import decompose
 from v2r_core.video.resize import Frame, resize_frame
@@ -42,13 +42,18 @@ class NoGoalError(RuntimeError):
     """A frame was to be scored before a goal was set."""
 
 
-class SizedVideo(Protocol):
+class SizedFrames(Protocol):
+    """Frames in order, and their number."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Frame]: ...
+
+
+class SizedVideo(SizedFrames, Protocol):
     """What `score` needs of a video: its frames in order, their number and their stamps in seconds."""
 
     @property
     def stamps(self) -> NDArray[np.float64]: ...
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Frame]: ...
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Scorer:
         """A goal out of one or several goal images; it has no demonstration, so progress will be NaN."""
         return goal_from_images(self.embed(frames), name)
 
-    def goal_from_video(self, video: Iterable[Frame], name: str, subgoals: bool | None = None) -> Goal:
+    def goal_from_video(self, video: SizedFrames, name: str, subgoals: bool | None = None) -> Goal:
         """A goal out of a demonstration: its last frame, with progress and uncertainty calibrated on all of it.
 
         Args:
@@ -138,10 +143,14 @@ class Scorer:
             name: identifier.
             subgoals: split it by UVD; None does so if the reward is uvd.
         """
-        embeddings = self.embed(video)
         split = self.reward_name == "uvd" if subgoals is None else subgoals
-        milestones = decompose(embeddings).indices if split else None
-        return goal_from_demonstration(embeddings, name, milestones)
+        if split:
+            embeddings = self.embed(video)
+            return goal_from_demonstration(embeddings, name, decompose(embeddings).indices)
+        numbers = thinned_frames(len(video))
+        wanted = set(numbers.tolist())
+        embeddings = self.embed(frame for number, frame in enumerate(video) if number in wanted)
+        return goal_from_demonstration(embeddings, name, frame_numbers=numbers)
 
     def set_goal(self, goal: Goal) -> None:
         """Puts a goal in force and starts an episode. Raises ValueError and changes nothing if it does not fit."""

@@ -21,8 +21,8 @@ from v2r_core.rewards.calibration import (
 )
 
 GOAL_FORMAT = 1
-MAX_DEMONSTRATION_FRAMES = 256
-"""Longer demonstrations are thinned evenly: memory, and the search for the nearest frame at camera rate."""
+MAX_DEMONSTRATION_FRAMES = 128
+"""Longer demonstrations are thinned evenly: time to embed them, memory, and the search at camera rate."""
 MAX_NAME = 100
 
 
@@ -34,7 +34,7 @@ class Goal:
         name: identifier that the node publishes as `goal_id`; 1 to 100 printable characters.
         milestones: (M, C, D) embeddings of the subgoals in order, the final goal last; C cameras. M = 1: no subgoals.
         milestone_frames: (M,) int64 frame numbers in the demonstration; empty without a demonstration.
-        demonstration: (T, C, D) embeddings of the demonstration, thinned to 256 at most; T = 0 without one.
+        demonstration: (T, C, D) embeddings of the demonstration, thinned to 128 at most; T = 0 without one.
         demonstration_progress: (T,) float32 in [0, 1], non-decreasing: how far the task had come at its frames.
         spreads: (M,) float32: distance up to which a milestone counts as reached; 0 without a demonstration.
         uncertainty_threshold: distance to the nearest demonstration embedding above which a frame is out of
@@ -141,6 +141,7 @@ def goal_from_demonstration(
     name: str,
     milestone_frames: Sequence[int] | NDArray[np.int64] | None = None,
     cameras: CameraRule = "mean",
+    frame_numbers: NDArray[np.int64] | None = None,
 ) -> Goal:
     """A goal out of a demonstration, with progress and uncertainty calibrated on it.
 
@@ -153,6 +154,8 @@ def goal_from_demonstration(
         milestone_frames: ascending frame numbers of the subgoals, e.g. of `uvd.decompose`; the last must be T - 1.
             None: only the last frame.
         cameras: how the distances of several cameras become one.
+        frame_numbers: (T,) ascending: which frames these are, if some were left out (`thinned_frames`); then there
+            can be no subgoals.
 
     Raises:
         ValueError: shapes, numbers that are not finite, or milestones out of order.
@@ -165,10 +168,24 @@ def goal_from_demonstration(
             f"milestone_frames = {chosen.tolist()}: ascending frame numbers expected, the last one {count - 1}, "
             f"the end of the demonstration of {count} frames"
         )
-    numbers = np.arange(count, dtype=np.int64)
+    numbers = np.arange(count, dtype=np.int64) if frame_numbers is None else np.asarray(frame_numbers, np.int64)
+    if milestone_frames is not None and frame_numbers is not None:
+        raise ValueError("milestone_frames and frame_numbers: subgoals need all frames; give one of the two")
+    if not _ascending(numbers, count):
+        raise ValueError(f"frame_numbers: {count} ascending numbers expected, one for each embedding")
     return _calibrate(
-        name, frames, numbers=numbers, milestones=frames[chosen], milestone_frames=chosen, cameras=cameras
+        name, frames, numbers=numbers, milestones=frames[chosen], milestone_frames=numbers[chosen], cameras=cameras
     )
+
+
+def thinned_frames(count: int) -> NDArray[np.int64]:
+    """The frame numbers that are kept of a demonstration of `count` frames: 128 at most, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_DEMONSTRATION_FRAMES)).round().astype(np.int64))
+
+
+def goal_name(text: str) -> str:
+    """A name that a goal may have, out of a file name: printable, and its last 100 characters at most."""
+    return "".join(c if c.isprintable() else "_" for c in text)[-MAX_NAME:] or "goal"
 
 
 def adapt_goal(goal: Goal, cameras: CameraRule, subgoals: bool) -> Goal:
@@ -211,7 +228,7 @@ def _calibrate(
         spreads.append(arrival_spread(distance(demonstration[inside], milestone, cameras)))
         previous = end
     progress = times_of_progress(numbers, distance(demonstration, milestones[-1], cameras), spreads[-1])
-    kept = np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), MAX_DEMONSTRATION_FRAMES)).round().astype(int))
+    kept = thinned_frames(len(numbers))
     return Goal(
         name=name,
         milestones=milestones,
