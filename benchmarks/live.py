@@ -25,10 +25,12 @@ class Live:
         camera_hz: rate at which images were published.
         seconds: time measured, after settling.
         rewards: messages that arrived.
-        dropped: frames that the node itself counted as replaced by a newer one.
+        scored: frames that the node itself counted as scored in that time; 0 if it does not count.
+        dropped: frames that it counted as replaced by a newer one.
         latency_p50_ms, latency_p95_ms, latency_max_ms: image stamp to arrival of the reward here.
         first_half_p50_ms, second_half_p50_ms: growth shows as a difference.
         rate_hz, jitter_ms: mean reward rate, and standard deviation of the time between two rewards.
+        inference_p50_ms: what the node itself says that a frame took.
         cpu_ms_per_reward: processor time of the node's process for each reward.
         rss_mb: resident memory at the end.
         torch_loaded: whether libtorch is mapped into the process.
@@ -39,6 +41,7 @@ class Live:
     camera_hz: float
     seconds: float
     rewards: int
+    scored: int
     dropped: int
     latency_p50_ms: float
     latency_p95_ms: float
@@ -47,6 +50,7 @@ class Live:
     second_half_p50_ms: float
     rate_hz: float
     jitter_ms: float
+    inference_p50_ms: float
     cpu_ms_per_reward: float
     rss_mb: float
     torch_loaded: bool
@@ -116,6 +120,7 @@ def measure(
         camera_hz=camera_hz,
         seconds=seconds,
         rewards=len(seen),
+        scored=int(seen[-1][2].frame_count) - int(seen[0][2].frame_count) + 1 if seen[-1][2].frame_count else 0,
         dropped=int(seen[-1][2].dropped_frames - seen[0][2].dropped_frames),
         latency_p50_ms=float(np.percentile(latency, 50)),
         latency_p95_ms=float(np.percentile(latency, 95)),
@@ -124,6 +129,7 @@ def measure(
         second_half_p50_ms=float(np.median(latency[half:])),
         rate_hz=len(seen) / seconds,
         jitter_ms=float(np.diff([item[0] for item in seen]).std() * 1e3),
+        inference_p50_ms=float(np.median([item[2].inference_ms for item in seen])),
         cpu_ms_per_reward=cpu / len(seen) * 1e3,
         rss_mb=rss,
         torch_loaded=torch_loaded,

@@ -1,19 +1,20 @@
-"""The node that people write today: torch eager inside the callback, a queue of 10, cv2-like resizing on the CPU.
+"""The node that people write today: torch eager inside the callback, a queue of 10, torchvision transforms.
 
-The same encoder and the same reward as ours, so only the way it is run differs.
+Preprocessing as VIP's and R3M's own examples have it (PIL image, Resize, CenterCrop, ToTensor, times 255), torch with its
+default number of threads. Encoder and reward are the same as ours, so only the way in which they are run differs.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torchvision.transforms as T
 from PIL import Image as PillowImage
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from v2r_core.encoders.zoo import create_encoder
 from v2r_core.video import open_video
-from v2r_core.video.resize import Preprocess
 from v2r_msgs.msg import Reward
 from v2r_ros import qos
 from v2r_ros.running import run
@@ -25,20 +26,21 @@ class NaiveNode(Node):
 
     def __init__(self) -> None:
         super().__init__("naive_node")
-        torch.set_num_threads(self.declare_parameter("threads", 1).value)
-        encoder = self.declare_parameter("encoder", "efficientnet_lite0").value
-        self._encoder = create_encoder(encoder).eval()
-        self._preprocess: Preprocess = self._encoder.preprocess
+        if threads := self.declare_parameter("threads", 0).value:
+            torch.set_num_threads(threads)
+        encoder = create_encoder(self.declare_parameter("encoder", "efficientnet_lite0").value).eval()
+        self._network = encoder.backbone
+        self._normalise = T.Normalize(encoder.preprocess.mean, encoder.preprocess.std)
+        self._transforms = T.Compose([T.Resize(256), T.CenterCrop(224), T.ToTensor()])
         with open_video(DEMONSTRATION) as video:
             self._goal = self._embed(video[-1])
         self._publisher = self.create_publisher(Reward, "~/reward", qos.reward_publisher(10.0))
         self.create_subscription(Image, "image", self._on_image, 10)
 
     def _embed(self, frame: np.ndarray) -> torch.Tensor:
-        size = self._preprocess.size
-        resized = np.asarray(PillowImage.fromarray(frame).resize((size, size), PillowImage.Resampling.BILINEAR))
+        pixels = self._transforms(PillowImage.fromarray(frame)) * 255.0
         with torch.no_grad():
-            return self._encoder(torch.from_numpy(resized.copy())[None])[0]
+            return self._network(self._normalise(pixels / 255.0)[None])[0]
 
     def _on_image(self, image: Image) -> None:
         frame = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)

@@ -14,25 +14,6 @@ from v2r_core.deploy.stream import DEFAULT_BATCH, Scorer
 from v2r_core.video import open_video
 
 
-def encoder_ms(pause: float = 0.0, runs: int = 150) -> float:
-    """Median milliseconds of one inference of the default encoder on a prepared frame, one thread.
-
-    Args:
-        pause: seconds between two inferences; at camera rate caches and clocks are colder than in a tight loop.
-        runs: number of inferences.
-    """
-    session = Scorer(load_bundle(DEFAULT_BUNDLE), providers=["cpu"]).session
-    frame = np.random.default_rng(0).integers(0, 256, (1, session.size, session.size, 3), dtype=np.uint8)
-    session.warm_up()
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        session(frame)
-        times.append(time.perf_counter() - start)
-        time.sleep(pause)
-    return float(np.median(times)) * 1e3
-
-
 def write_long_video(path: Path, frames: int) -> None:
     """The shipped demonstration again and again, 640x480, H.264."""
     with open_video(CLIPS / "success.mp4") as clip, av.open(str(path), "w") as container:

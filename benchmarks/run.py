@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.live import Live, measure
-from benchmarks.offline import encoder_ms, score_against_encoder
+from benchmarks.offline import score_against_encoder
 
-SLOW_ENCODER = "random:resnet50"
+SLOW_ENCODER = "random:timm:resnet50"
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,10 @@ class Bench:
 
     out: Path = Path("out/bench")
     """Folder for JSON files, logs and videos."""
-    seconds: float = 20.0
+    seconds: float = 10.0
     """Length of each live measurement."""
+    rounds: int = 3
+    """How often each is made, in turn; ratios are medians over the rounds."""
     outrun_seconds: float = 60.0
     """Length of the measurement with a model that is slower than the camera."""
 
@@ -36,7 +40,6 @@ def main(options: Bench) -> int:
     console = Console()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     def live(title: str, *arguments: object, **keywords: object) -> Live:
         with console.status(f"measuring {title}"):
@@ -47,11 +50,15 @@ def main(options: Bench) -> int:
     goal = {"goal": "success.mp4", "providers": ["cpu"]}
     node, naive, echo = "v2r_ros.reward_node", "benchmarks.naive_node", "benchmarks.echo_node"
     logs = out / "logs"
-    transport = live("transport", echo, logs / "echo", 30.0, options.seconds)
-    with console.status("measuring the encoder alone"):
-        encoder = encoder_ms(pause=1 / 30 - 0.012)
-    ours = live("reward node", node, logs / "ours", 30.0, options.seconds, goal, lifecycle=True)
-    theirs = live("naive node", naive, logs / "naive", 30.0, options.seconds)
+    rounds = []
+    for number in range(options.rounds):
+        transport = live(f"transport {number}", echo, logs / "echo", 30.0, options.seconds)
+        encoder = live(f"encoder alone {number}", "benchmarks.encoder_node", logs / "encoder", 30.0, options.seconds)
+        ours = live(f"reward node {number}", node, logs / "ours", 30.0, options.seconds, goal, lifecycle=True)
+        theirs = live(f"naive node {number}", naive, logs / "naive", 30.0, options.seconds)
+        single = live(f"naive node one thread {number}", naive, logs / "single", 30.0, options.seconds, {"threads": 1})
+        rounds.append((transport, encoder, ours, theirs, single))
+    transport, encoder, ours, theirs, single = rounds[-1]
     slow = _slow_bundle(out)
     ours_slow = live(
         "reward node outrun",
@@ -69,7 +76,7 @@ def main(options: Bench) -> int:
         offline = score_against_encoder(out)
     (out / "score.json").write_text(json.dumps(offline, indent=2) + "\n")
 
-    shown = Table(title="Live, 640x480 rgb8, one CPU thread")
+    shown = Table(title="Live, 640x480 rgb8, last round")
     for heading in (
         "node",
         "camera Hz",
@@ -85,7 +92,9 @@ def main(options: Bench) -> int:
     for title, row in (
         ("transport alone", transport),
         ("reward_node", ours),
+        ("encoder alone", encoder),
         ("torch in the callback, queue 10", theirs),
+        ("the same with one torch thread", single),
         ("reward_node, slow model", ours_slow),
         ("torch in the callback, slow model", theirs_slow),
     ):
@@ -94,19 +103,45 @@ def main(options: Bench) -> int:
         shown.add_row(title, *cells)
     console.print(shown)
 
-    budget = 1.25 * encoder + transport.latency_p50_ms
-    answered = ours.rewards / (ours.rewards + max(0, round(ours.seconds * 30) - ours.rewards - ours.dropped))
+    def over_rounds(ratio: Callable[[Live, Live, Live, Live, Live], float]) -> float:
+        return statistics.median(ratio(*each) for each in rounds)
+
+    def over_budget(transport: Live, encoder: Live, ours: Live, *_: Live) -> float:
+        return ours.latency_p50_ms / (1.25 * encoder.inference_p50_ms + transport.latency_p50_ms)
+
     checks = [
-        ("p50 over (1.25 x encoder + transport)", ours.latency_p50_ms / budget, "<=", 1.0),
-        ("accepted frames without a reward", 1.0 - answered, "<=", 0.01),
+        ("p50 over (1.25 x encoder + transport)", over_rounds(over_budget), "<=", 1.0),
+        ("accepted frames without a reward", 1.0 - ours.rewards / ours.scored, "<=", 0.01),
         (
             "slow model: p50 second half over first half",
             ours_slow.second_half_p50_ms / ours_slow.first_half_p50_ms,
             "<=",
             1.1,
         ),
-        ("p50 of torch in the callback over ours", theirs.latency_p50_ms / ours.latency_p50_ms, ">=", 2.0),
-        ("CPU a reward, theirs over ours", theirs.cpu_ms_per_reward / ours.cpu_ms_per_reward, ">=", 2.0),
+        (
+            "p50 of torch in the callback over ours",
+            over_rounds(lambda _, __, o, t, s: t.latency_p50_ms / o.latency_p50_ms),
+            ">=",
+            2.0,
+        ),
+        (
+            "the same with one torch thread",
+            over_rounds(lambda _, __, o, t, s: s.latency_p50_ms / o.latency_p50_ms),
+            ">=",
+            2.0,
+        ),
+        (
+            "CPU a reward, theirs over ours",
+            over_rounds(lambda _, __, o, t, s: t.cpu_ms_per_reward / o.cpu_ms_per_reward),
+            ">=",
+            2.0,
+        ),
+        (
+            "the same with one torch thread",
+            over_rounds(lambda _, __, o, t, s: s.cpu_ms_per_reward / o.cpu_ms_per_reward),
+            ">=",
+            2.0,
+        ),
         ("seconds from process start to active", ours.start_to_ready_s, "<=", 3.0),
         ("resident memory, MB", ours.rss_mb, "<=", 300.0),
         ("torch in the node's process", float(ours.torch_loaded), "<=", 0.0),
@@ -125,7 +160,7 @@ def main(options: Bench) -> int:
     host = {"machine": platform.machine(), "cores": os.cpu_count(), "onnxruntime": onnxruntime.__version__}
     summary = {
         "host": host,
-        "encoder_ms": encoder,
+        "encoder_ms": encoder.inference_p50_ms,
         "checks": [
             {"what": w, "value": v, "bound": f"{s} {b:g}", "met": m}
             for (w, v, s, b), m in zip(checks, met, strict=True)

@@ -12,6 +12,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "536870912",
     "MALLOC_TOP_PAD_": "67108864",
 }
+# The few small products of a node are done before a second BLAS thread has woken up.
+BLAS = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def share_folder(name: str) -> Path:
@@ -37,6 +39,7 @@ def node_environment() -> dict[str, str]:
         "FASTRTPS_DEFAULT_PROFILES_FILE": str(share_folder("config") / "fastdds.xml"),
         "PYTHONUNBUFFERED": "1",
         **MALLOC,
+        **BLAS,
     }
     if "ROS_DISTRO" not in os.environ:  # the wheels know their own place but do not say so
         result["AMENT_PREFIX_PATH"] = sys.prefix

@@ -138,3 +138,15 @@ def test_official_range_looks_at_the_whole_batch():
     assert torch.equal(unit(torch.cat([dark, bright]))[:1], dark / 255)
     assert torch.equal(unit(dark, compat="paper"), dark / 255)
     assert unit(dark.to(torch.uint8)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["vip", "r3m"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
+def test_a_checkpoint_tells_what_it_is(saved, family, arch):
+    _, state = official(arch, 8 if family == "vip" else 0)
+    assert checkpoints.identify_checkpoint(saved({family: state})) == f"{family}:{arch}"
+
+
+def test_a_checkpoint_of_something_else_is_refused(saved):
+    with pytest.raises(CheckpointError, match=r"neither a VIP nor an R3M.*optimizer"):
+        checkpoints.identify_checkpoint(saved({"optimizer": {}}))

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from v2r_core.deploy.bundle import Bundle, RewardSpec
 from v2r_core.deploy.export import export_bundle, export_encoder
+from v2r_core.encoders.checkpoints import identify_checkpoint
 from v2r_core.encoders.zoo import DEFAULT_ENCODER, create_encoder
 from v2r_core.video.resize import ResizeMode
 
@@ -21,7 +22,7 @@ class Export:
     """Writes an encoder as ONNX graphs, in float32 and mixed float16, measured against torch, with hashes and card."""
 
     encoder: Annotated[str, tyro.conf.Positional] = DEFAULT_ENCODER
-    """Name of the encoder; `v2r models` lists them."""
+    """Name of the encoder (`v2r models` lists them), or the path of a VIP or R3M checkpoint."""
     out: Path = Path("bundle")
     """Folder to write the bundle to."""
     weights: Path | None = None
@@ -49,10 +50,13 @@ class Export:
         """
         console = Console()
         with console.status(f"exporting {self.encoder}"):
-            encoder = create_encoder(self.encoder, self.weights, seed=self.seed, size=self.size, mode=self.mode)
+            name, weights = self.encoder, self.weights
+            if weights is None and Path(name).expanduser().is_file():
+                name, weights = identify_checkpoint(name), Path(name)
+            encoder = create_encoder(name, weights, seed=self.seed, size=self.size, mode=self.mode)
             exported = export_encoder(encoder, self.out, self.half_weights, self.force)
-            name = self.name or encoder.name.replace(":", "-")
-            bundle = export_bundle(exported, self.out, name=name, reward=RewardSpec(name=self.reward))
+            called = self.name or encoder.name.replace(":", "-")
+            bundle = export_bundle(exported, self.out, name=called, reward=RewardSpec(name=self.reward))
         console.print(_report(bundle))
         return 0
 

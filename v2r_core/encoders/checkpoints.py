@@ -166,6 +166,27 @@ def load_r3m_backbone(path: str | Path, arch: str = "resnet50") -> nn.Module:
     return network.eval()
 
 
+def identify_checkpoint(path: str | Path) -> str:
+    """Name of the encoder that a VIP or R3M checkpoint holds, e.g. `vip:resnet50`, from its keys.
+
+    Raises:
+        CheckpointError: no such file, or neither of the two.
+    """
+    content = read_checkpoint(path)
+    entries = content if isinstance(content, dict) else {}
+    for family in ("vip", "r3m"):
+        if isinstance(entries.get(family), dict):
+            keys = entries[family]
+            # ResNet-50 has bottlenecks; 18 and 34 differ in the number of blocks of the third stage.
+            if f"{_PREFIX}layer1.0.conv3.weight" in keys:
+                return f"{family}:resnet50"
+            return f"{family}:resnet34" if f"{_PREFIX}layer3.2.conv1.weight" in keys else f"{family}:resnet18"
+    found = _some([str(key) for key in entries]) if entries else type(content).__name__
+    raise CheckpointError(
+        f"{path}: neither a VIP nor an R3M checkpoint, found {found}; for a timm model give its name and --weights"
+    )
+
+
 def embedding_dim(network: nn.Module) -> int:
     """Width of the output of a network that `resnet_backbone` made."""
     if isinstance(network.fc, nn.Linear):
