@@ -1,7 +1,7 @@
 """The node that people write today: torch eager inside the callback, a queue of 10, torchvision transforms.
 
-Preprocessing as VIP's and R3M's own examples have it (PIL image, Resize, CenterCrop, ToTensor, times 255), torch with its
-default number of threads. Encoder and reward are the same as ours, so only the way in which they are run differs.
+Preprocessing as VIP's and R3M's own examples have it (PIL image, Resize, CenterCrop, ToTensor, times 255), torch with
+its default number of threads. Encoder and reward are ours, so only the way in which they are run differs.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def test_a_vip_checkpoint_becomes_a_bundle_that_scores(tmp_path: Path) -> None:
     np.testing.assert_allclose(scorer.session(frame), expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "word"), [("nonsense", "no encoder"), ("vip", "file"), ("timm:resnet18", "file")])
+@pytest.mark.parametrize(("name", "word"), [("nonsense", "no encoder"), ("vip", "file"), ("timm:resnet18", "weights")])
 def test_what_cannot_be_exported_is_refused_in_one_line(
     name: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
