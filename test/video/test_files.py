@@ -15,7 +15,7 @@ from PIL import Image
 
 from v2r_core.video import files, open_video
 from v2r_core.video.files import ImageFolder, VideoFile
-from v2r_core.video.source import VideoError
+from v2r_core.video.video import VideoError
 
 B_FRAMES = {"bf": "3", "g": "12"}
 KINDS = {

@@ -29,7 +29,8 @@ from v2r_core.rewards.quality import bumps, voc
 from v2r_core.rewards.reward import RewardCurve
 from v2r_core.rewards.uvd import decompose
 from v2r_core.video.resize import Frame
-from v2r_core.video.source import IMAGE_SUFFIXES, Video, open_video
+from v2r_core.video.source import open_video
+from v2r_core.video.video import IMAGE_SUFFIXES, Video
 
 GOAL_SUFFIX = ".safetensors"
 LAST = "last"

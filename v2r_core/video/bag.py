@@ -19,7 +19,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from v2r_core.video.pixels import ImageError, decode_compressed, image_to_rgb
 from v2r_core.video.resize import Frame
-from v2r_core.video.source import VideoError, check_shape, mean_rate, resolve_index
+from v2r_core.video.video import VideoError, check_shape, mean_rate, resolve_index
 
 RAW = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"

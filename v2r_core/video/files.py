@@ -24,7 +24,7 @@ from PIL import Image
 
 from v2r_core.video.pixels import rgb_of
 from v2r_core.video.resize import Frame
-from v2r_core.video.source import IMAGE_SUFFIXES, VideoError, check_shape, mean_rate, resolve_index
+from v2r_core.video.video import IMAGE_SUFFIXES, VideoError, check_shape, mean_rate, resolve_index
 
 CACHE_BYTES = 64 << 20
 """Most memory that a VideoFile keeps frames in."""
