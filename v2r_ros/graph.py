@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any
 
 import rclpy
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
@@ -22,6 +23,14 @@ from v2r_ros.environment import node_environment
 
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
 DEACTIVATE, CLEANUP = Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP
+REACHED = {
+    CONFIGURE: State.PRIMARY_STATE_INACTIVE,
+    ACTIVATE: State.PRIMARY_STATE_ACTIVE,
+    DEACTIVATE: State.PRIMARY_STATE_INACTIVE,
+    CLEANUP: State.PRIMARY_STATE_UNCONFIGURED,
+}
+ANSWER_S = 3.0
+LONG_ANSWER_S = 10.0
 
 
 class GraphError(RuntimeError):
@@ -53,6 +62,7 @@ class Graph:
         os.environ.update(node_environment())
         self._environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain), "ROS_LOG_DIR": str(logs)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._clients: dict[str, Client] = {}
         self._context = rclpy.Context()
         self.node: Node
         self._executor: SingleThreadedExecutor
@@ -114,20 +124,53 @@ class Graph:
             self._executor.spin_once(timeout_sec=0.02)
 
     def call(self, kind: type, service: str, request: object, timeout: float = 20.0) -> Any:
-        """Calls a service and returns its response. Raises GraphError after the timeout in seconds."""
-        client = self.node.create_client(kind, service)
-        try:
-            self.spin(client.service_is_ready, timeout, f"service {service}")
+        """Calls a service and returns its response.
+
+        DDS may still be matching the server with this client when the response leaves, and then it is lost; so the
+        request is repeated. Services called this way must not mind.
+
+        Raises:
+            GraphError: no response within the timeout in seconds.
+        """
+        client = self._client(kind, service, timeout)
+        deadline = time.monotonic() + timeout
+        while True:
             future = client.call_async(request)
-            self.spin(future.done, timeout, f"an answer of {service}")
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+            patience = min(ANSWER_S, deadline - time.monotonic())
+            try:
+                self.spin(future.done, patience, f"an answer of {service}")
+                return future.result()
+            except GraphError:
+                if time.monotonic() >= deadline or self._dead():
+                    raise
 
     def transition(self, node: str, transition: int, timeout: float = 60.0) -> bool:
-        """Asks a lifecycle node for a transition; True if it was made."""
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return bool(self.call(ChangeState, f"{node}/change_state", request, timeout).success)
+        """Asks a lifecycle node for a transition; True if it was made.
+
+        Raises:
+            GraphError: the node says nothing within the timeout in seconds.
+        """
+        client = self._client(ChangeState, f"{node}/change_state", timeout)
+        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        try:
+            self.spin(future.done, min(LONG_ANSWER_S, timeout), f"an answer of {node}")
+            return bool(future.result().success)
+        except GraphError:
+            if self._dead():
+                raise
+        # No answer: it takes long, or the answer was lost (see `call`). The state tells, once the node has time for it.
+        state = self.call(GetState, f"{node}/get_state", GetState.Request(), timeout).current_state
+        return future.result().success if future.done() else state.id == REACHED[transition]
+
+    def _client(self, kind: type, service: str, timeout: float) -> Client:
+        if service not in self._clients:
+            self._clients[service] = self.node.create_client(kind, service)
+        client = self._clients[service]
+        self.spin(client.service_is_ready, timeout, f"service {service}")
+        return client
+
+    def _dead(self) -> bool:
+        return any(process.poll() for process in self._processes.values())
 
     def log(self, name: str, lines: int = 30) -> str:
         """The last lines of a process's output."""
