@@ -4,6 +4,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SETUP_FILES := setup.py constraints.txt tools/setup.sh tools/build_msgs.py $(wildcard v2r_msgs/*.* v2r_msgs/msg/* v2r_msgs/srv/*)
 
+ifdef ROS_DISTRO
+# v2r_msgs lies in the virtual environment, everything else of ROS where the sourced installation has it.
+export AMENT_PREFIX_PATH := $(CURDIR)/$(VENV):$(AMENT_PREFIX_PATH)
+export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/lib:$(LD_LIBRARY_PATH)
+endif
+
 .PHONY: demo test lint bench bundle clips clean help
 
 help: ## Lists the targets

@@ -50,9 +50,9 @@ WHY_NOT = _why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
 
 
-def launch(name: str, domain: int, logs: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def launch(name: str, domain: int, logs: Path, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
     logs.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"ROS_DOMAIN_ID": str(domain), "ROS_LOG_DIR": str(logs)}
+    environment = os.environ | {"ROS_DOMAIN_ID": str(domain), "ROS_LOG_DIR": str(logs)} | variables
     command = [sys.executable, "-c", RUNNER, str(ROOT / "launch" / name), *arguments]
     with (logs / "launch.log").open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -132,3 +132,35 @@ def test_demo_launch_plays_to_the_end(tmp_path: Path, clip: Path) -> None:
         log = (tmp_path / "ros" / "launch.log").read_text()
         assert process.wait(20) == 0, log
     assert sum(reward.status == Reward.STATUS_OK for reward in rewards) > 100, log
+
+
+def test_record_asks_rosbag2_for_the_right_topics_and_qos(tmp_path: Path) -> None:
+    import yaml
+
+    told = tmp_path / "told"
+    fake = tmp_path / "bin" / "ros2"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {told}.part && mv {told}.part {told}\nexec sleep 60\n')
+    fake.chmod(0o755)
+    with make_graph(tmp_path) as graph:
+        arguments = [
+            "autostart:=false",
+            "record:=true",
+            "namespace:=arm",
+            "image:=camera/rgb",
+            f"bag:={tmp_path / 'bag'}",
+        ]
+        path = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+        process = launch("reward.launch.py", graph.domain, tmp_path / "ros", *arguments, PATH=path)
+        try:
+            graph.spin(told.exists, 30.0, "the recorder to be started")
+        finally:
+            process.send_signal(signal.SIGINT)
+        process.wait(30)
+    words = told.read_text().splitlines()
+    assert words[:4] == ["bag", "record", "-o", str(tmp_path / "bag")]
+    topics = ["/arm/camera/rgb", "/arm/reward_node/reward", "/arm/reward_node/info", "/diagnostics"]
+    assert words[-4:] == topics
+    overrides = yaml.safe_load(Path(words[words.index("--qos-profile-overrides-path") + 1]).read_text())
+    assert overrides["/arm/reward_node/info"]["durability"] == "transient_local"
+    assert set(overrides) <= set(topics)

@@ -303,3 +303,10 @@ def test_compressed_images(tmp_path: Path, clip: Path) -> None:
         answered(lambda data: data, Reward.STATUS_WARMING_UP)
         answered(lambda data: data[: len(data) // 2], Reward.STATUS_BAD_IMAGE)
         answered(lambda data: data, Reward.STATUS_OK)
+
+
+def test_no_torch_in_the_process(node: NodeUnderTest) -> None:
+    node.answer(FRAMES[0])
+    mapped = Path(f"/proc/{node.process.pid}/maps").read_text()
+    assert "onnxruntime" in mapped
+    assert "libtorch" not in mapped
