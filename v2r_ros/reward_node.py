@@ -24,6 +24,7 @@ from std_srvs.srv import Trigger
 import v2r_core
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer, Status
+from v2r_core.overlay import draw_overlay
 from v2r_core.video.resize import Frame
 from v2r_msgs.msg import Reward, RewardInfo
 from v2r_ros import parameters, qos
@@ -32,14 +33,12 @@ from v2r_ros.goal_server import GoalServer
 from v2r_ros.goals import is_video
 from v2r_ros.images import compressed_to_rgb, message_to_rgb, rgb_to_message
 from v2r_ros.mailbox import Mailbox
-from v2r_ros.overlay import draw_overlay
 from v2r_ros.running import run
 from v2r_ros.scoring import MessageScorer, blank_reward, latency
 from v2r_ros.telemetry import Telemetry
 from v2r_ros.throttle import Throttle
 
 OK, FAILED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-STATUS_NAMES = {int(status): status.name for status in Status}
 
 
 class RewardNode(LifecycleNode):
@@ -229,7 +228,7 @@ class RewardNode(LifecycleNode):
                 self._rewards.publish(reward)
                 self._telemetry.add(now_ns * 1e-9, seconds, reward.inference_ms)
                 if scored.frame is not None and self._overlays.get_subscription_count():
-                    overlay = rgb_to_message(draw_overlay(scored.frame, reward, STATUS_NAMES[reward.status]))
+                    overlay = rgb_to_message(_overlay(scored.frame, reward))
                     overlay.header = reward.header
                     self._overlays.publish(overlay)
             except Exception as error:  # the context may be gone in the middle of a shutdown
@@ -322,6 +321,17 @@ class RewardNode(LifecycleNode):
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
+
+
+def _overlay(frame: Frame, reward: Reward) -> Frame:
+    return draw_overlay(
+        frame,
+        progress=reward.progress,
+        value=reward.value,
+        subgoal_index=reward.subgoal_index,
+        subgoal_count=reward.subgoal_count,
+        status=Status(reward.status).name.lower(),
+    )
 
 
 def main() -> int:

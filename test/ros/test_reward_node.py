@@ -230,8 +230,7 @@ def test_overlay_is_there_when_somebody_looks(node: NodeUnderTest) -> None:
     deadline = time.monotonic() + 10
     while not pictures and time.monotonic() < deadline:
         node.answer(FRAMES[3])
-    assert pictures[-1].width == FRAMES[0].shape[1]
-    assert pictures[-1].height > FRAMES[0].shape[0]
+    assert pictures[-1].height > pictures[-1].width * FRAMES[0].shape[0] / FRAMES[0].shape[1]
     assert np.frombuffer(pictures[-1].data, np.uint8).max() > 200
 
 
