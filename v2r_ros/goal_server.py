@@ -76,25 +76,22 @@ class GoalServer:
         return await job
 
     def _on_goal_image(self, message: Image) -> None:
-        def work() -> None:
-            self._set(
-                lambda scorer: (scorer.goal_from_frames([self._pixels(message)], "goal_image"), "goal_image"),
-                Response(),
-            )
+        def make(scorer: Scorer) -> tuple[Goal, str]:
+            return scorer.goal_from_frames([self._pixels(message)], "goal_image"), "goal_image"
 
-        self._thread.submit(work)
+        self._thread.submit(lambda: self._set(make, Response(), new_episode=False))
 
     def _answer(self, request: Request, response: Response) -> Response:
-        return self._set(lambda scorer: self._requested(scorer, request), response)
+        return self._set(lambda scorer: self._requested(scorer, request), response, request.reset_episode)
 
-    def _set(self, make: Callable[[Scorer], tuple[Goal, str]], response: Response) -> Response:
+    def _set(self, make: Callable[[Scorer], tuple[Goal, str]], response: Response, new_episode: bool) -> Response:
         response.initial_distance = float("nan")
         holder = self._scorer()
         try:
             if holder is None:
                 raise GoalError(Response.RESULT_WRONG_STATE, "the node is not configured; configure it first")
             goal, source = make(holder.scorer)
-            response.initial_distance = holder.set_goal(goal, source)
+            response.initial_distance = holder.set_goal(goal, source, new_episode)
             response.result = Response.RESULT_SUCCESS
             response.message = f"goal {goal.name} is in force, subgoals: {len(goal.milestones)}"
             self._on_change()

@@ -51,7 +51,8 @@ class RewardNode(LifecycleNode):
     def __init__(self, node_name: str = "reward_node", **options: object) -> None:
         super().__init__(node_name, **options)
         parameters.declare(self, parameters.REWARD_NODE)
-        self.add_on_set_parameters_callback(self._on_parameters)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._use_parameters)
         self._timeout_ns = int(self._parameter("image_timeout") * 1e9)
         self._scorer: MessageScorer | None = None
         self._mailbox: Mailbox[Image | CompressedImage] = Mailbox()
@@ -156,7 +157,6 @@ class RewardNode(LifecycleNode):
         if uri := self._parameter("goal"):
             goal = self._goals.from_uri(scorer, uri, subgoals=scorer.reward_name == "uvd" and is_video(uri))
             new.set_goal(goal, uri)
-            new.episode = 0
         self._scorer = new
         self._publish_info()
         self.get_logger().info(
@@ -309,15 +309,17 @@ class RewardNode(LifecycleNode):
     def _parameter(self, name: str) -> Any:
         return self.get_parameter(name).value
 
-    def _on_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        verdict = parameters.check_change(parameters.REWARD_NODE, changes, configured=self._scorer is not None)
-        if verdict.successful and self._scorer is not None:
-            new = {change.name: change.value for change in changes}
-            if {"reward_scale", "reward_clip"} & new.keys():
-                scale = new.get("reward_scale", self._parameter("reward_scale"))
-                self._scorer.set_scale(scale, new.get("reward_clip", self._parameter("reward_clip")))
-            self._scorer.max_stamp_future = new.get("max_stamp_future", self._scorer.max_stamp_future)
-        return verdict
+    def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        return parameters.check_change(parameters.REWARD_NODE, changes, configured=self._scorer is not None)
+
+    def _use_parameters(self, changes: list[Parameter]) -> None:
+        if self._scorer is None:
+            return
+        names = {change.name for change in changes}
+        if names & {"reward_scale", "reward_clip"}:
+            self._scorer.set_scale(self._parameter("reward_scale"), self._parameter("reward_clip"))
+            self._publish_info()
+        self._scorer.max_stamp_future = self._parameter("max_stamp_future")
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds

@@ -72,8 +72,13 @@ class MessageScorer:
         self.frame_count = 0
         self._lock = threading.Lock()
 
-    def set_goal(self, goal: Goal, source: str) -> float:
-        """Puts a goal in force and starts an episode, between two frames.
+    def set_goal(self, goal: Goal, source: str, new_episode: bool = False) -> float:
+        """Puts a goal in force between two frames; the next frame ends no step, so its reward is NaN.
+
+        Args:
+            goal: the goal.
+            source: where it came from.
+            new_episode: also count a new episode; otherwise the running one goes on.
 
         Returns:
             Distance from the newest scored frame to it; NaN before the first.
@@ -84,7 +89,7 @@ class MessageScorer:
         with self._lock:
             self.scorer.set_goal(goal)
             self.goal_source = source
-            self.episode += 1
+            self.episode += int(new_episode)
             self._last_ns = 0
             return self.scorer.distance_to_goal()
 

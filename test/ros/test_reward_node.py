@@ -139,7 +139,7 @@ def test_goal_services(node: NodeUnderTest, tmp_path: Path) -> None:
     assert set_goal(node, source=SetGoal.Request.FROM_CURRENT_FRAME).result == Response.RESULT_NOT_FOUND
     assert node.answer(FRAMES[0]).goal_id == "square.mp4"
 
-    response = set_goal(node, source=SetGoal.Request.FROM_CURRENT_FRAME)
+    response = set_goal(node, source=SetGoal.Request.FROM_CURRENT_FRAME, reset_episode=True)
     assert response.result == Response.RESULT_SUCCESS, response
     assert response.goal_id == "current_frame"
     assert response.initial_distance == pytest.approx(0.0, abs=1e-5)
@@ -150,6 +150,8 @@ def test_goal_services(node: NodeUnderTest, tmp_path: Path) -> None:
 
     response = set_goal(node, source=SetGoal.Request.FROM_FILE, uri="goal.png")
     assert response.result == Response.RESULT_SUCCESS
+    answer = node.answer(FRAMES[0])
+    assert (answer.goal_id, answer.episode, answer.status) == ("goal.png", 1, Reward.STATUS_WARMING_UP)
     assert response.initial_distance > 0.1
     response = set_goal(node, source=SetGoal.Request.FROM_IMAGE, image=rgb_to_compressed(FRAMES[0]))
     assert response.result == Response.RESULT_SUCCESS
@@ -189,6 +191,7 @@ def test_parameters_at_run_time(node: NodeUnderTest) -> None:
     node.answer(FRAMES[0])
     answer = node.answer(FRAMES[1])
     assert answer.reward == pytest.approx(10.0 * answer.raw_reward, rel=1e-5)
+    node.wait(lambda: node.infos[-1].reward_scale == 10.0, what="the new scale in the description")
 
 
 def test_deactivate_cleanup_and_again(node: NodeUnderTest) -> None:
