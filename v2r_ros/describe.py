@@ -34,6 +34,7 @@ def reward_info(holder: MessageScorer, scale: float, clip: float) -> RewardInfo:
     info.uncertainty_threshold = goal.uncertainty_threshold if goal else float("nan")
     info.goal_id, info.goal_source = (goal.name, holder.goal_source) if goal else ("", "")
     info.subgoal_count = len(goal.milestones) if goal else 0
+    info.component_names = list(holder.cameras) if len(holder.cameras) > 1 else []
     info.software_version = version("v2r_ros")
     return info
 

@@ -16,12 +16,13 @@ from v2r_core.video.pixels import ImageError
 from v2r_core.video.resize import Frame
 from v2r_msgs.srv import SetGoal
 from v2r_ros import qos
-from v2r_ros.goals import GoalError, goal_from_file, resolve_goal
+from v2r_ros.goals import GoalError, goal_from_files, resolve_goal
 from v2r_ros.running import Job
-from v2r_ros.scoring import MessageScorer
+from v2r_ros.scoring import Images, MessageScorer
 from v2r_ros.throttle import Throttle
 
 Request, Response = SetGoal.Request, SetGoal.Response
+CAMERA = "{camera}"
 
 
 class GoalServer:
@@ -36,7 +37,7 @@ class GoalServer:
         goals_dir: Path,
         decode: Callable[[Image | CompressedImage], Frame],
         scorer: Callable[[], MessageScorer | None],
-        newest: Callable[[], Image | CompressedImage | None],
+        newest: Callable[[], Images],
         on_change: Callable[[], None],
     ) -> None:
         """Serves goals for a node.
@@ -46,11 +47,13 @@ class GoalServer:
             goals_dir: the only folder that plain file names reach.
             decode: image message to RGB; raises ImageError.
             scorer: the scorer of the moment; None while the node is not configured.
-            newest: the newest camera message, or None.
+            newest: the newest message of each camera.
             on_change: called in the goal thread after a goal came into force.
         """
         self._node, self._goals_dir, self._decode = node, goals_dir, decode
         self._scorer, self._newest, self._on_change = scorer, newest, on_change
+        self._names: list[str] = node.get_parameter("cameras").value
+        self._cameras = len(self._names)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="goal")
         self._complain = Throttle(node.get_logger().warning, period=1.0)
         # A group of its own: a service call that waits for its goal must not hold up cameras and timers.
@@ -65,10 +68,13 @@ class GoalServer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def from_uri(self, scorer: Scorer, uri: str, subgoals: bool) -> Goal:
-        """A goal out of a file. Raises GoalError."""
-        file = resolve_goal(uri, self._goals_dir)
+        """A goal out of a file, or of one of each camera where the name has `{camera}` in it. Raises GoalError."""
+        if self._cameras > 1 and CAMERA not in uri:
+            text = f"{uri!r} is one file for {self._cameras} cameras; write {CAMERA} where the camera's name belongs"
+            raise GoalError(Response.RESULT_INVALID_REQUEST, text)
+        files = [resolve_goal(uri.replace(CAMERA, name), self._goals_dir) for name in self._names]
         limits = [self._node.get_parameter(n).value for n in ("max_compressed_bytes", "max_pixels", "max_goal_frames")]
-        return goal_from_file(scorer, file, *limits, subgoals)
+        return goal_from_files(scorer, files, *limits, subgoals)
 
     async def _on_set_goal(self, request: Request, response: Response) -> Response:
         job: Job[Response] = Job(self._wake.trigger)
@@ -77,7 +83,7 @@ class GoalServer:
 
     def _on_goal_image(self, message: Image) -> None:
         def make(scorer: Scorer) -> tuple[Goal, str]:
-            return scorer.goal_from_frames([self._pixels(message)], "goal_image"), "goal_image"
+            return scorer.goal_from_frames([self._single(message)], "goal_image"), "goal_image"
 
         self._thread.submit(lambda: self._set(make, Response(), new_episode=False))
 
@@ -109,15 +115,16 @@ class GoalServer:
 
     def _requested(self, scorer: Scorer, request: Request) -> tuple[Goal, str]:
         if request.camera:
-            text = f"camera is {request.camera!r}, but this node has one camera; leave the field empty"
+            text = f"camera is {request.camera!r}, but a goal is always for all cameras; leave the field empty"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
         if request.source == Request.FROM_IMAGE:
-            return scorer.goal_from_frames([self._pixels(request.image)], "image"), "image"
+            return scorer.goal_from_frames([self._single(request.image)], "image"), "image"
         if request.source == Request.FROM_CURRENT_FRAME:
             newest = self._newest()
-            if newest is None:
+            if None in newest:
                 raise GoalError(Response.RESULT_NOT_FOUND, "no camera frame has arrived; activate the node first")
-            return scorer.goal_from_frames([self._pixels(newest)], "current_frame"), "current_frame"
+            view = tuple(self._pixels(message) for message in newest if message is not None)
+            return scorer.goal_from_frames([view], "current_frame"), "current_frame"
         if request.source not in (Request.FROM_FILE, Request.FROM_VIDEO_SUBGOALS):
             text = f"source is {request.source}; use one of the FROM_ constants of v2r_msgs/srv/SetGoal"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
@@ -126,6 +133,12 @@ class GoalServer:
             text = f"the reward {scorer.reward_name} has no subgoals; configure the node with reward:=uvd"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
         return self.from_uri(scorer, request.uri, subgoals), request.uri
+
+    def _single(self, message: Image | CompressedImage) -> Frame:
+        if self._cameras > 1:
+            text = f"one image for {self._cameras} cameras; use the current frame, or files with {CAMERA} in their name"
+            raise GoalError(Response.RESULT_INVALID_REQUEST, text)
+        return self._pixels(message)
 
     def _pixels(self, message: Image | CompressedImage) -> Frame:
         try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
 from v2r_core.deploy.stream import Scorer
 from v2r_core.rewards.goal import Goal, goal_name
-from v2r_core.video import VideoError, open_video
+from v2r_core.video import Video, VideoError, open_video
 from v2r_core.video.pixels import ImageError, decode_compressed
+from v2r_core.video.resize import Frame
 from v2r_msgs.srv import SetGoal
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -68,14 +71,28 @@ def resolve_goal(uri: str, goals_dir: Path) -> Path:
     return file
 
 
-def goal_from_file(
-    scorer: Scorer, file: Path, max_bytes: int, max_pixels: int, max_frames: int, subgoals: bool
+class Together:
+    """Videos of several cameras as one video of views; as long as the shortest."""
+
+    def __init__(self, videos: Sequence[Video]) -> None:
+        """`videos` are those of the cameras in their order, of the same moments."""
+        self._videos = videos
+
+    def __len__(self) -> int:
+        return min(len(video) for video in self._videos)
+
+    def __iter__(self) -> Iterator[tuple[Frame, ...]]:
+        return zip(*self._videos, strict=False)
+
+
+def goal_from_files(
+    scorer: Scorer, files: Sequence[Path], max_bytes: int, max_pixels: int, max_frames: int, subgoals: bool
 ) -> Goal:
-    """Makes a goal of an image or of a demonstration video.
+    """Makes a goal of an image or of a demonstration video of each camera.
 
     Args:
         scorer: embeds the frames.
-        file: what `resolve_goal` returned.
+        files: what `resolve_goal` returned for each camera; all images or all videos.
         max_bytes: largest image file.
         max_pixels: largest image or video frame.
         max_frames: longest video.
@@ -84,24 +101,35 @@ def goal_from_file(
     Raises:
         GoalError: it cannot be read, is too large, or has no subgoals to find.
     """
-    name = goal_name(file.name)
+    name = goal_name(files[0].name)
+    images = [file.suffix.lower() in IMAGE_SUFFIXES for file in files]
+    if any(images) and not all(images):
+        raise GoalError(Result.RESULT_INVALID_REQUEST, f"{name}: an image for one camera and a video for another")
+    if images[0] and subgoals:
+        raise GoalError(Result.RESULT_INVALID_REQUEST, f"{name} is an image; subgoals need a video")
     try:
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            if subgoals:
-                raise GoalError(Result.RESULT_INVALID_REQUEST, f"{file.name} is an image; subgoals need a video")
-            if (size := file.stat().st_size) > max_bytes:
-                raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name} has {size} bytes; {max_bytes} are accepted")
-            return scorer.goal_from_frames([decode_compressed(file.read_bytes(), max_bytes, max_pixels)], name)
-        with open_video(file) as video:
-            if len(video) > max_frames:
-                raise GoalError(
-                    Result.RESULT_INVALID_IMAGE, f"{file.name} has {len(video)} frames; max_goal_frames is {max_frames}"
-                )
-            height, width, _ = video[0].shape
-            if height * width > max_pixels:
-                raise GoalError(
-                    Result.RESULT_INVALID_IMAGE, f"{file.name} is {width}x{height}; max_pixels is {max_pixels}"
-                )
-            return scorer.goal_from_video(video, name, subgoals)
+        if images[0]:
+            view = tuple(_read_image(file, max_bytes, max_pixels) for file in files)
+            return scorer.goal_from_frames([view], name)
+        with ExitStack() as stack:
+            videos = [stack.enter_context(open_video(file)) for file in files]
+            for file, video in zip(files, videos, strict=True):
+                _check_video(file.name, video, max_pixels, max_frames)
+            return scorer.goal_from_video(Together(videos), name, subgoals)
     except (ImageError, VideoError, OSError) as error:
-        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name}: {error}") from error
+        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{name}: {error}") from error
+
+
+def _read_image(file: Path, max_bytes: int, max_pixels: int) -> Frame:
+    if (size := file.stat().st_size) > max_bytes:
+        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name} has {size} bytes; {max_bytes} are accepted")
+    return decode_compressed(file.read_bytes(), max_bytes, max_pixels)
+
+
+def _check_video(name: str, video: Video, max_pixels: int, max_frames: int) -> None:
+    if len(video) > max_frames:
+        text = f"{name} has {len(video)} frames; max_goal_frames is {max_frames}"
+        raise GoalError(Result.RESULT_INVALID_IMAGE, text)
+    height, width, _ = video[0].shape
+    if height * width > max_pixels:
+        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{name} is {width}x{height}; max_pixels is {max_pixels}")

@@ -73,12 +73,32 @@ REWARD_NODE = (
     Spec("threads", 1, "CPU threads of the encoder", low=1, high=64),
     Spec("image_transport", "raw", "subscribe to image, or to image/compressed", choices=("raw", "compressed")),
     Spec(
+        "cameras",
+        ("",),
+        "names of several cameras, whose topics are NAME/image; the first one sets the pace",
+        when="start",
+    ),
+    Spec("camera_rule", "mean", "how the distances of several cameras become one", choices=("mean", "min")),
+    Spec(
+        "max_camera_skew",
+        0.1,
+        "seconds that the stamps of several cameras may lie apart",
+        when="start",
+        low=0.001,
+        high=60.0,
+    ),
+    Spec(
         "image_qos",
         "sensor_data",
         "reliability of the image subscription; sensor_data is best effort and matches every camera",
         choices=("sensor_data", "reliable"),
     ),
-    Spec("goal", "", "goal at configuration: image or video, relative to goals_dir or package://; empty: the bundle's"),
+    Spec(
+        "goal",
+        "",
+        "goal at configuration: image or video, relative to goals_dir or package://; {camera} is replaced by each "
+        "camera's name; empty: the bundle's",
+    ),
     Spec("goals_dir", "", "folder below which goal files must lie; empty: the shipped clips", when="start"),
     Spec("goal_services", True, "offer ~/set_goal and ~/goal_image", when="start"),
     Spec("reward_scale", 1.0, "factor on the raw reward", when="always", low=1.0e-6, high=1.0e6),

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rclpy._rclpy_pybind11 import RCLError
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
@@ -34,7 +36,7 @@ from v2r_ros.goals import is_video
 from v2r_ros.images import compressed_to_rgb, message_to_rgb, rgb_to_message
 from v2r_ros.mailbox import Mailbox
 from v2r_ros.running import run
-from v2r_ros.scoring import MessageScorer, blank_reward, latency
+from v2r_ros.scoring import Images, MessageScorer, blank_reward, latency
 from v2r_ros.telemetry import Telemetry
 from v2r_ros.throttle import Throttle
 
@@ -55,11 +57,14 @@ class RewardNode(LifecycleNode):
         self.add_post_set_parameters_callback(self._use_parameters)
         self._timeout_ns = int(self._parameter("image_timeout") * 1e9)
         self._scorer: MessageScorer | None = None
-        self._mailbox: Mailbox[Image | CompressedImage] = Mailbox()
+        self._cameras: list[str] = self._parameter("cameras")
+        if len(set(self._cameras)) < len(self._cameras) or (len(self._cameras) > 1 and "" in self._cameras):
+            raise ValueError(f"cameras is {self._cameras}; give every camera a name of its own")
+        self._mailbox: Mailbox[Images] = Mailbox()
         self._worker: threading.Thread | None = None
         self._telemetry = Telemetry()
-        self._subscription = None
-        self._last_image: Image | CompressedImage | None = None
+        self._image_subscriptions: list[Subscription] = []
+        self._newest: list[Image | CompressedImage | None] = [None] * len(self._cameras)
         self._last_arrival_ns = self._last_stale_ns = 0
         self._active = False
         self._busy_since_ns = 0
@@ -76,7 +81,7 @@ class RewardNode(LifecycleNode):
             Path(self._parameter("goals_dir") or v2r_core.CLIPS).expanduser(),
             self._decode,
             lambda: self._scorer,
-            lambda: self._last_image,
+            lambda: tuple(self._newest),
             self._publish_info,
         )
         self.create_timer(self._timeout_ns * 0.25e-9, self._check_camera)
@@ -144,6 +149,8 @@ class RewardNode(LifecycleNode):
             precision=None if precision == "auto" else precision,
             providers=self._parameter("providers"),
             threads=self._parameter("threads"),
+            parameters={} if len(self._cameras) == 1 else {"cameras": self._parameter("camera_rule")},
+            cameras=len(self._cameras),
         )
         milliseconds = scorer.session.warm_up()
         new = MessageScorer(
@@ -152,6 +159,8 @@ class RewardNode(LifecycleNode):
             goal_source="bundle" if scorer.goal else "",
             max_stamp_future=self._parameter("max_stamp_future"),
             max_gap=self._timeout_ns * 1e-9,
+            cameras=self._cameras,
+            max_skew=self._parameter("max_camera_skew"),
         )
         new.set_scale(self._parameter("reward_scale"), self._parameter("reward_clip"))
         if uri := self._parameter("goal"):
@@ -168,25 +177,29 @@ class RewardNode(LifecycleNode):
         assert self._scorer is not None
         self._scorer.begin()
         self._mailbox, self._telemetry = Mailbox(), Telemetry()
-        self._last_image = None
+        self._newest = [None] * len(self._cameras)
         self._last_arrival_ns = self._last_stale_ns = self._now_ns()
         raw = self._parameter("image_transport") == "raw"
         self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="scoring", daemon=True)
         self._worker.start()
         self._active = True
-        self._subscription = self.create_subscription(
-            Image if raw else CompressedImage,
-            "image" if raw else "image/compressed",
-            self._on_image,
-            qos.image_subscription(self._parameter("image_qos")),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        for number, camera in enumerate(self._cameras):
+            topic = f"{camera}/image" if camera else "image"
+            self._image_subscriptions.append(
+                self.create_subscription(
+                    Image if raw else CompressedImage,
+                    topic if raw else f"{topic}/compressed",
+                    partial(self._on_image, number),
+                    qos.image_subscription(self._parameter("image_qos")),
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                )
+            )
 
     def _deactivate(self) -> None:
         self._active = False
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
+        for subscription in self._image_subscriptions:
+            self.destroy_subscription(subscription)
+        self._image_subscriptions.clear()
         self._mailbox.close()
         if self._worker is not None:
             self._worker.join(timeout=1.0)
@@ -203,21 +216,23 @@ class RewardNode(LifecycleNode):
 
     # --- frames ------------------------------------------------------------------------------------------------------
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
+    def _on_image(self, camera: int, message: Image | CompressedImage) -> None:
+        self._newest[camera] = message
+        if camera:  # only the first camera sets the pace
+            return
         self._last_arrival_ns = self._now_ns()
-        self._last_image = message
-        self._mailbox.put(message)
+        self._mailbox.put(tuple(self._newest))
         # Leaves the interpreter to the worker until it is inside resizing and inference, which need none; otherwise it
         # competes with this thread, which builds its next wait set, for a millisecond of latency.
         time.sleep(0.003)
 
-    def _work(self, mailbox: Mailbox[Image | CompressedImage]) -> None:
-        while (image := mailbox.take()) is not None:
+    def _work(self, mailbox: Mailbox[Images]) -> None:
+        while (images := mailbox.take()) is not None:
             scorer = self._scorer
             if scorer is None:
                 return
             self._busy_since_ns = self._now_ns()
-            scored = scorer.score(image, self._busy_since_ns, mailbox.dropped)
+            scored = scorer.score(images, self._busy_since_ns, mailbox.dropped)
             self._busy_since_ns = 0
             if mailbox.closed:
                 return
@@ -256,7 +271,7 @@ class RewardNode(LifecycleNode):
         if not self._active or self._scorer is None or quiet < self._timeout_ns:
             return
         self._last_stale_ns = now
-        header = self._last_image.header if self._last_image else Header(stamp=self.get_clock().now().to_msg())
+        header = self._newest[0].header if self._newest[0] else Header(stamp=self.get_clock().now().to_msg())
         reward = blank_reward(header)
         reward.status = Reward.STATUS_STALE_IMAGE
         reward.episode = self._scorer.episode
@@ -264,7 +279,7 @@ class RewardNode(LifecycleNode):
         reward.frame_count = self._scorer.frame_count
         latency(reward, now)
         self._rewards.publish(reward)
-        topic = self._subscription.topic_name if self._subscription else "image"
+        topic = self._image_subscriptions[0].topic_name if self._image_subscriptions else "image"
         self._complain(
             f"no image on {topic} for {(now - self._last_arrival_ns) * 1e-9:.1f} s; is the camera running, "
             f"and are topic and QoS right (ros2 topic info -v {topic})?",
@@ -295,7 +310,7 @@ class RewardNode(LifecycleNode):
             self._telemetry,
             self._mailbox,
             now=now * 1e-9,
-            image_age=(now - self._last_arrival_ns) * 1e-9 if self._last_image else float("nan"),
+            image_age=(now - self._last_arrival_ns) * 1e-9 if self._newest[0] else float("nan"),
             busy_for=(now - started) * 1e-9 if started else 0.0,
             image_timeout=self._timeout_ns * 1e-9,
             max_latency=self._parameter("max_latency"),

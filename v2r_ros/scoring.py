@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from builtin_interfaces.msg import Duration
@@ -18,6 +18,9 @@ from v2r_core.rewards.reward import RewardSample
 from v2r_core.video.pixels import ImageError
 from v2r_core.video.resize import Frame
 from v2r_msgs.msg import Reward
+
+Images = tuple[Image | CompressedImage | None, ...]
+"""The newest message of each camera, the one that sets the pace first; None: nothing yet."""
 
 NAN = float("nan")
 # A stamp that goes back by more than this is a restarted stream (a bag that loops, a simulator that was reset);
@@ -33,6 +36,17 @@ class Scored:
     message: Reward
     problem: str
     frame: Frame | None
+
+
+class UnpairedError(RuntimeError):
+    """One of several cameras is silent or too far behind."""
+
+
+FAILURES: dict[type[Exception], Status] = {
+    ImageError: Status.BAD_IMAGE,
+    UnpairedError: Status.STALE_IMAGE,
+    NoGoalError: Status.NO_GOAL,
+}
 
 
 class MessageScorer:
@@ -52,6 +66,8 @@ class MessageScorer:
         goal_source: str = "",
         max_stamp_future: float = 1.0,
         max_gap: float = 1.0,
+        cameras: Sequence[str] = ("",),
+        max_skew: float = 0.1,
     ) -> None:
         """Wraps a scorer.
 
@@ -61,12 +77,16 @@ class MessageScorer:
             goal_source: where its goal came from.
             max_stamp_future: seconds that a stamp may lie ahead of the clock.
             max_gap: seconds between two stamps above which their difference is no step: the reward is NaN.
+            cameras: their names, the one that sets the pace first.
+            max_skew: seconds that the stamps of several cameras may lie apart.
         """
         self.scorer = scorer
         self.goal_source = goal_source
         self.max_stamp_future = max_stamp_future
         self.episode = 0
+        self.cameras = tuple(cameras)
         self._decode = decode
+        self._max_skew = max_skew
         self._max_gap_ns = int(max_gap * 1e9)
         self._last_ns = 0
         self.frame_count = 0
@@ -91,7 +111,7 @@ class MessageScorer:
             self.goal_source = source
             self.episode += int(new_episode)
             self._last_ns = 0
-            return self.scorer.distance_to_goal()
+            return float(self.scorer.distances_to_goal().mean())
 
     def set_scale(self, scale: float, clip: float) -> None:
         """Changes factor and bound of the reward from the next frame on; clip 0 means none."""
@@ -112,74 +132,96 @@ class MessageScorer:
             self.episode += 1
             self._last_ns = 0
 
-    def score(self, image: Image | CompressedImage, now_ns: int, dropped: int = 0) -> Scored:
-        """Answers one image. Never raises for anything that an image, a model or a missing goal can do.
+    def score(self, images: Image | CompressedImage | Images, now_ns: int, dropped: int = 0) -> Scored:
+        """Answers one image, or one of each camera. Never raises for anything that they, a model or a goal can do.
 
         Args:
-            image: the message.
+            images: the message, or the newest of each camera; the answer has the header of the first.
             now_ns: the node's clock, nanoseconds.
             dropped: frames dropped so far, copied into the answer.
         """
         start = time.perf_counter()
+        each: Images = images if isinstance(images, tuple) else (images,)
+        first = each[0]
+        assert first is not None  # it is what there is an answer to
         with self._lock:
-            sample, status, problem, frame = self._judge(image, now_ns)
-            message = blank_reward(image.header)
+            sample, status, problem, frame = self._judge(each, first, now_ns)
+            message = blank_reward(first.header)
             _fill(message, sample)
             goal = self.scorer.goal
             message.status = int(status)
             message.episode = self.episode
             message.goal_id = goal.name if goal else ""
             message.subgoal_count = len(goal.milestones) if goal else 0
-            if status not in (Status.BAD_IMAGE, Status.NO_GOAL):
+            if status not in (Status.BAD_IMAGE, Status.NO_GOAL, Status.STALE_IMAGE):
                 self.frame_count += 1
+            if len(self.cameras) > 1 and sample is not None:
+                message.component_names = list(self.cameras)
+                message.component_values = (-self.scorer.distances_to_goal()).tolist()
         message.frame_count = self.frame_count
         message.dropped_frames = dropped
         message.inference_ms = (time.perf_counter() - start) * 1e3
         return Scored(message, problem, frame)
 
     def _judge(
-        self, image: Image | CompressedImage, now_ns: int
+        self, images: Images, image: Image | CompressedImage, now_ns: int
     ) -> tuple[RewardSample | None, Status, str, Frame | None]:
-        stamp = image.header.stamp
-        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        stamp_ns = _nanoseconds(image)
+        refusal = self._refusal(stamp_ns, now_ns)
+        if refusal:
+            return None, Status.BAD_IMAGE, refusal, None
         problem = ""
-        gap = False
         if stamp_ns == 0:
             problem = "the image has stamp 0: latency is unknown and the policy cannot match it; fix the camera driver"
-        elif stamp_ns > now_ns + self.max_stamp_future * 1e9:
-            ahead = (stamp_ns - now_ns) * 1e-9
-            text = f"stamp lies {ahead:.3f} s in the future; synchronise the clocks or raise max_stamp_future"
-            return None, Status.BAD_IMAGE, text, None
         elif self._last_ns and stamp_ns <= self._last_ns:
-            if self._last_ns - stamp_ns < RESTART_NS:
-                text = f"stamp is {(self._last_ns - stamp_ns) * 1e-9:.3f} s older than the last frame's; frame ignored"
-                return None, Status.BAD_IMAGE, text, None
             problem = "stamps jumped back: the stream was restarted, so a new episode begins"
             self.scorer.reset()
             self.episode += 1
-        elif self._last_ns and stamp_ns - self._last_ns > self._max_gap_ns:
-            gap = True
+        gap = 0 < self._last_ns < stamp_ns - self._max_gap_ns
+        frame = None
         try:
-            frame = self._decode(image)
-        except ImageError as error:
-            return None, Status.BAD_IMAGE, str(error), None
-        try:
-            sample, status = self.scorer.step(frame)
-        except NoGoalError:
-            return None, Status.NO_GOAL, "no goal is set; call ~/set_goal or give the parameter goal", frame
+            view = self._view(images, stamp_ns)
+            frame = view[0]
+            sample, status = self.scorer.step(view)
+        except tuple(FAILURES) as error:
+            return None, FAILURES[type(error)], str(error), frame
         except Exception as error:  # a robot's node must outlive whatever a model or a provider does
             return None, Status.INTERNAL_ERROR, f"inference failed: {type(error).__name__}: {error}", frame
-        if status is not Status.INTERNAL_ERROR:
-            self._last_ns = stamp_ns
-        else:
-            problem = "the model gave a number that is not finite; see `v2r doctor`"
+        if status is Status.INTERNAL_ERROR:
+            return sample, status, "the model gave a number that is not finite; see `v2r doctor`", frame
+        self._last_ns = stamp_ns
         if gap and status is Status.OK:
             # What changed while the camera was away is not the reward of one step.
-            status = Status.WARMING_UP
-            sample = RewardSample(
-                NAN, NAN, sample.value, sample.progress, sample.subgoal_index, sample.subgoal_count, sample.uncertainty
-            )
+            sample, status = replace(sample, reward=NAN, raw_reward=NAN), Status.WARMING_UP
         return sample, status, problem, frame
+
+    def _refusal(self, stamp_ns: int, now_ns: int) -> str:
+        """Why an image with that stamp is not scored; empty if it is."""
+        if stamp_ns > now_ns + self.max_stamp_future * 1e9:
+            ahead = (stamp_ns - now_ns) * 1e-9
+            return f"stamp lies {ahead:.3f} s in the future; synchronise the clocks or raise max_stamp_future"
+        behind = self._last_ns - stamp_ns
+        if stamp_ns and self._last_ns and 0 <= behind < RESTART_NS:
+            return f"stamp is {behind * 1e-9:.3f} s older than the last frame's; frame ignored"
+        return ""
+
+    def _view(self, images: Images, stamp_ns: int) -> tuple[Frame, ...]:
+        """The frames of all cameras, if their stamps lie close enough together."""
+        frames = []
+        for name, image in zip(self.cameras, images, strict=True):
+            if image is None:
+                raise UnpairedError(f"camera {name!r} has sent nothing yet; is it running?")
+            skew = abs(_nanoseconds(image) - stamp_ns) * 1e-9
+            if skew > self._max_skew:
+                raise UnpairedError(
+                    f"camera {name!r} is {skew:.3f} s apart from {self.cameras[0]!r}; see max_camera_skew"
+                )
+            frames.append(self._decode(image))
+        return tuple(frames)
+
+
+def _nanoseconds(message: Image | CompressedImage | Reward) -> int:
+    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
 def blank_reward(header: Header) -> Reward:
@@ -207,8 +249,7 @@ def latency(message: Reward, now_ns: int) -> float:
     Returns:
         Seconds; NaN if the stamp is 0 or ahead of the clock (the field is 0 then).
     """
-    stamp = message.header.stamp
-    stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+    stamp_ns = _nanoseconds(message)
     difference = now_ns - stamp_ns
     if stamp_ns == 0 or difference < 0 or difference // 1_000_000_000 > MAX_DURATION_S:
         return NAN

@@ -108,10 +108,43 @@ def test_an_error_while_decoding_arrives_and_ends_the_thread(scorer: Scorer) -> 
 def test_distance_to_goal_is_that_of_the_newest_frame(tiny_bundle: Path) -> None:
     frames = moving_square()
     scorer = Scorer(load_bundle(tiny_bundle))
-    assert np.isnan(scorer.distance_to_goal())
+    assert np.isnan(scorer.distances_to_goal()).all()
     scorer.set_goal(scorer.goal_from_frames([frames[-1]], "last"))
     scorer.step(frames[0])
-    far = scorer.distance_to_goal()
+    (far,) = scorer.distances_to_goal()
     scorer.step(frames[-1])
     assert far > 0.1
-    assert scorer.distance_to_goal() == pytest.approx(0.0, abs=1e-6)
+    assert scorer.distances_to_goal() == pytest.approx([0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["mean", "min"])
+@pytest.mark.parametrize("reward", ["vip", "uvd"])
+def test_two_cameras(tmp_path: Path, reward: str, rule: str) -> None:
+    """The second camera sees the task mirrored; with `min` one of them is enough."""
+    frames = moving_square()
+    both = Frames((frame, np.ascontiguousarray(frame[:, ::-1])) for frame in frames)
+    bundle = load_bundle(write_tiny_bundle(tmp_path / "bundle"))
+    scorer = Scorer(bundle, reward=reward, parameters={"cameras": rule}, cameras=2)
+    scorer.set_goal(scorer.goal_from_video(both, "both"))
+    whole = scorer.score(both)
+    assert whole.curve.progress[-1] > 0.95
+    scorer.reset()
+    for index, view in enumerate(both):
+        sample, status = scorer.step(view)
+        assert status == whole.status[index]
+        assert sample.value == pytest.approx(whole.curve.value[index], abs=1e-5)
+    assert scorer.distances_to_goal() == pytest.approx([0.0, 0.0], abs=1e-6)
+    # The second camera is stuck at the first frame: the mean notices it, the minimum does not.
+    scorer.reset()
+    value = [scorer.step((view[0], both[0][1]))[0].value for view in both][-1]
+    full = whole.curve.value[-1]
+    assert value == pytest.approx(full, abs=1e-5) if rule == "min" else not value >= full - 0.1
+
+
+def test_a_view_of_another_number_of_cameras_is_refused(tiny_bundle: Path) -> None:
+    scorer = Scorer(load_bundle(tiny_bundle), cameras=2)
+    with pytest.raises(ValueError, match="1 frames at one moment for 2 cameras"):
+        scorer.goal_from_frames(moving_square()[:1], "one")
+    single = Scorer(load_bundle(tiny_bundle))
+    with pytest.raises(ValueError, match="for 1 cameras, there are 2"):
+        scorer.set_goal(single.goal_from_frames(moving_square()[:1], "one"))

@@ -14,7 +14,7 @@ from synthetic_video import moving_square
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer
 from v2r_msgs.srv import SetGoal
-from v2r_ros.goals import GoalError, goal_from_file, resolve_goal
+from v2r_ros.goals import GoalError, goal_from_files, resolve_goal
 
 Result = SetGoal.Response
 MEGA = 1 << 20
@@ -71,7 +71,7 @@ def test_no_name_ever_leaves_the_folder(name: str, tmp_path_factory: pytest.Temp
 
 
 def test_an_image_becomes_a_goal(goals: Path, scorer: Scorer) -> None:
-    goal = goal_from_file(scorer, resolve_goal("goal.png", goals), MEGA, MEGA, 10, False)
+    goal = goal_from_files(scorer, [resolve_goal("goal.png", goals)], MEGA, MEGA, 10, False)
     assert goal.name == "goal.png"
     assert goal.milestones.shape[0] == 1
 
@@ -79,29 +79,29 @@ def test_an_image_becomes_a_goal(goals: Path, scorer: Scorer) -> None:
 @pytest.mark.parametrize(("max_bytes", "max_pixels"), [(10, MEGA), (MEGA, 100)])
 def test_an_image_over_a_limit(goals: Path, scorer: Scorer, max_bytes: int, max_pixels: int) -> None:
     with pytest.raises(GoalError) as caught:
-        goal_from_file(scorer, goals / "goal.png", max_bytes, max_pixels, 10, False)
+        goal_from_files(scorer, [goals / "goal.png"], max_bytes, max_pixels, 10, False)
     assert caught.value.result == Result.RESULT_INVALID_IMAGE
 
 
 def test_a_file_that_only_looks_like_an_image(goals: Path, scorer: Scorer) -> None:
     with pytest.raises(GoalError) as caught:
-        goal_from_file(scorer, resolve_goal("text.png", goals), MEGA, MEGA, 10, False)
+        goal_from_files(scorer, [resolve_goal("text.png", goals)], MEGA, MEGA, 10, False)
     assert caught.value.result == Result.RESULT_INVALID_IMAGE
 
 
 def test_an_image_has_no_subgoals(goals: Path, scorer: Scorer) -> None:
     with pytest.raises(GoalError) as caught:
-        goal_from_file(scorer, goals / "goal.png", MEGA, MEGA, 10, True)
+        goal_from_files(scorer, [goals / "goal.png"], MEGA, MEGA, 10, True)
     assert caught.value.result == Result.RESULT_INVALID_REQUEST
 
 
 def test_a_video_becomes_a_calibrated_goal(clip: Path, scorer: Scorer) -> None:
-    goal = goal_from_file(scorer, resolve_goal(clip.name, clip.parent), MEGA, MEGA, 1000, False)
+    goal = goal_from_files(scorer, [resolve_goal(clip.name, clip.parent)], MEGA, MEGA, 1000, False)
     assert goal.has_demonstration
     assert np.isfinite(goal.uncertainty_threshold)
 
 
 def test_a_video_that_is_too_long(clip: Path, scorer: Scorer) -> None:
     with pytest.raises(GoalError, match="max_goal_frames") as caught:
-        goal_from_file(scorer, clip, MEGA, MEGA, 3, False)
+        goal_from_files(scorer, [clip], MEGA, MEGA, 3, False)
     assert caught.value.result == Result.RESULT_INVALID_IMAGE

@@ -20,7 +20,7 @@ from tiny_bundle import write_tiny_bundle
 
 from v2r_msgs.msg import Reward, RewardInfo
 from v2r_msgs.srv import SetGoal
-from v2r_ros.graph import CLEANUP, DEACTIVATE
+from v2r_ros.graph import ACTIVATE, CLEANUP, DEACTIVATE
 from v2r_ros.images import rgb_to_compressed, rgb_to_message
 
 FRAMES = moving_square()
@@ -312,3 +312,38 @@ def test_no_torch_in_the_process(node: NodeUnderTest) -> None:
     mapped = Path(f"/proc/{node.process.pid}/maps").read_text()
     assert "onnxruntime" in mapped
     assert "libtorch" not in mapped
+
+
+def test_two_cameras(tmp_path: Path, clip: Path) -> None:
+    from sensor_msgs.msg import Image
+
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    for camera in ("left", "right"):
+        (tmp_path / f"demo_{camera}.mp4").write_bytes(clip.read_bytes())
+    with make_graph(tmp_path) as graph:
+        options = {"goals_dir": str(tmp_path), "goal": "demo_{camera}.mp4", "cameras": ["left", "right"]}
+        node = NodeUnderTest(graph, model=str(bundle), camera_rule="min", **options)
+        cameras = [graph.node.create_publisher(Image, f"/{name}/image", 10) for name in ("right", "left")]
+        assert node.configure(), node.log()
+        assert graph.transition("/reward_node", ACTIVATE)
+        node.wait(lambda: all(camera.get_subscription_count() for camera in cameras))
+
+        def moment(frame: np.ndarray) -> Reward:
+            message = rgb_to_message(frame)
+            message.header.stamp = graph.node.get_clock().now().to_msg()
+            seen = len(node.rewards)
+            cameras[0].publish(message)
+            time.sleep(0.05)  # two topics keep no order between them
+            cameras[1].publish(message)
+            node.wait(lambda: any(r.header == message.header for r in node.rewards[seen:]))
+            return node.rewards[-1]
+
+        answers = [moment(frame) for frame in FRAMES[::4]]
+        assert {a.status for a in answers[1:]} == {Reward.STATUS_OK}
+        assert answers[-1].component_names == ["left", "right"]
+        assert node.infos[-1].component_names == ["left", "right"]
+        assert set_goal(node, source=SetGoal.Request.FROM_CURRENT_FRAME).result == SetGoal.Response.RESULT_SUCCESS
+        one_image = set_goal(node, source=SetGoal.Request.FROM_IMAGE, image=rgb_to_compressed(FRAMES[0]))
+        assert one_image.result == SetGoal.Response.RESULT_INVALID_REQUEST
+        one_file = set_goal(node, source=SetGoal.Request.FROM_FILE, uri="demo_left.mp4")
+        assert "{camera}" in one_file.message

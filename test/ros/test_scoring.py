@@ -177,3 +177,33 @@ def test_latency_is_publication_minus_stamp(scorer: MessageScorer) -> None:
     answer = scorer.score(image(moving_square()[0], START), START).message
     assert latency(answer, START + 1_250_000_000) == pytest.approx(1.25)
     assert (answer.latency.sec, answer.latency.nanosec) == (1, 250_000_000)
+
+
+@pytest.fixture
+def pair(tiny_bundle: Path) -> MessageScorer:
+    """Two cameras; the second one sees the task mirrored."""
+    inner = Scorer(load_bundle(tiny_bundle), providers=["cpu"], cameras=2)
+    views = [(frame, np.ascontiguousarray(frame[:, ::-1])) for frame in moving_square()]
+    inner.set_goal(inner.goal_from_video(views, "pair"))
+    return MessageScorer(inner, lambda m: message_to_rgb(m, 1 << 20), "test", cameras=["left", "right"], max_skew=0.1)
+
+
+def test_two_cameras_give_one_reward_and_a_value_each(pair: MessageScorer) -> None:
+    frame = moving_square()[-1]
+    mirrored = np.ascontiguousarray(frame[:, ::-1])
+    answer = pair.score((image(frame, START), image(mirrored, START + SECOND // 50)), START + SECOND).message
+    assert answer.status == Reward.STATUS_WARMING_UP
+    assert answer.component_names == ["left", "right"]
+    assert list(answer.component_values) == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert answer.value == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("other", "word"), [(None, "sent nothing"), (START - SECOND, "1.000 s apart")])
+def test_a_camera_that_lags_makes_the_answer_stale(pair: MessageScorer, other: int | None, word: str) -> None:
+    frame = moving_square()[0]
+    second = None if other is None else image(frame, other)
+    scored = pair.score((image(frame, START), second), START + SECOND)
+    assert scored.message.status == Reward.STATUS_STALE_IMAGE
+    assert all(math.isnan(x) for x in numbers(scored.message))
+    assert "'right'" in scored.problem
+    assert word in scored.problem

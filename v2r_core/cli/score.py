@@ -22,7 +22,7 @@ from rich.table import Table
 from v2r_core import DEFAULT_BUNDLE
 from v2r_core.cli.overlay import write_overlay
 from v2r_core.deploy.bundle import load_bundle
-from v2r_core.deploy.stream import Scorer, Status, VideoScore, judge
+from v2r_core.deploy.stream import Scorer, Status, VideoScore, flat, judge
 from v2r_core.plot import draw_curve
 from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_name, load_goal
 from v2r_core.rewards.quality import bumps, voc
@@ -147,10 +147,10 @@ def score_itself(
     start = time.perf_counter()
     embeddings = scorer.embed(_Counted(video, on_progress))
     encoding = time.perf_counter() - start
-    milestones = decompose(embeddings).indices if scorer.reward_name == "uvd" else None
+    milestones = decompose(flat(embeddings)).indices if scorer.reward_name == "uvd" else None
     goal = goal_from_demonstration(embeddings, goal_name(video.name), milestones)
     scorer.set_goal(goal)
-    judged = [judge(scorer.reward.observe(embedding[None])) for embedding in embeddings]
+    judged = [judge(scorer.reward.observe(embedding)) for embedding in embeddings]
     scored = VideoScore(
         stamps=np.asarray(video.stamps, np.float64)[: len(judged)],
         curve=RewardCurve.from_samples(sample for sample, _ in judged),

@@ -22,6 +22,9 @@ from v2r_core.rewards.reward import Embed, RewardCurve, RewardSample
 from v2r_core.rewards.uvd import decompose
 from v2r_core.video.resize import Frame, resize_frame
 
+View = Frame | tuple[Frame, ...]
+"""What is seen at one moment: a frame, or one frame of each camera."""
+
 QUEUE_FRAMES = 16
 DEFAULT_BATCH = 4
 
@@ -43,10 +46,10 @@ class NoGoalError(RuntimeError):
 
 
 class SizedFrames(Protocol):
-    """Frames in order, and their number."""
+    """Frames (or views of several cameras) in order, and their number."""
 
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Frame]: ...
+    def __iter__(self) -> Iterator[View]: ...
 
 
 class SizedVideo(SizedFrames, Protocol):
@@ -82,6 +85,7 @@ class Scorer:
         bundle: what it was made from.
         session: the running encoder.
         reward_name: vip, uvd or pixel.
+        cameras: number of cameras C; with more than one, every frame is a tuple of C frames.
         goal: the goal in force, or None.
     """
 
@@ -93,6 +97,7 @@ class Scorer:
         precision: Precision | None = None,
         providers: Sequence[str] = ("auto",),
         threads: int = 1,
+        cameras: int = 1,
     ) -> None:
         """Loads encoder and, where the bundle has one, goal.
 
@@ -103,6 +108,7 @@ class Scorer:
             precision: see `Session`.
             providers: see `choose_providers`.
             threads: CPU threads of the encoder.
+            cameras: number of cameras; the reward's parameter of that name says how their distances become one.
 
         Raises:
             BundleError, ProviderError: see `Session`.
@@ -110,7 +116,8 @@ class Scorer:
         """
         spec = bundle.manifest.reward
         self.bundle = bundle
-        self.session = Session(bundle, precision, providers, threads, DEFAULT_BATCH)
+        self.cameras = cameras
+        self.session = Session(bundle, precision, providers, threads, DEFAULT_BATCH * cameras)
         self.reward_name: str = reward or spec.name
         self._embed: Embed = pixel_embedding if self.reward_name == "pixel" else self.session
         inherited = dict(spec.parameters) if self.reward_name == spec.name else {}
@@ -124,14 +131,27 @@ class Scorer:
         """Resizes one frame, uint8 (H, W, 3), to what the encoder takes, uint8 (S, S, 3)."""
         return resize_frame(frame, self.bundle.preprocess)
 
-    def embed(self, frames: Iterable[Frame], batch: int = DEFAULT_BATCH) -> NDArray[np.float32]:
-        """Embeddings, float32 (T, D), of frames of any size; decoding and encoding overlap."""
-        rows = [self._embed(np.stack(group)) for group in _groups(_ahead(self.prepare(f) for f in frames), batch)]
+    def embed(self, frames: Iterable[View], batch: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+        """Embeddings, float32 (T, C, D), of frames of any size; decoding and encoding overlap."""
+        rows = [self._embed_views(group) for group in self._prepared(frames, batch)]
         if not rows:
             raise ValueError("no frames to embed; give a video with at least one frame")
         return np.concatenate(rows)
 
-    def goal_from_frames(self, frames: Iterable[Frame], name: str) -> Goal:
+    def _prepared(self, frames: Iterable[View], batch: int) -> Iterator[list[Frame]]:
+        """Groups of prepared views, each uint8 (C, S, S, 3), made ahead of time in a thread."""
+        return _groups(_ahead(self._prepare_view(view) for view in frames), batch)
+
+    def _prepare_view(self, view: View) -> Frame:
+        each = view if isinstance(view, tuple) else (view,)
+        if len(each) != self.cameras:
+            raise ValueError(f"{len(each)} frames at one moment for {self.cameras} cameras; give one of each camera")
+        return np.stack([self.prepare(frame) for frame in each])
+
+    def _embed_views(self, views: list[Frame]) -> NDArray[np.float32]:
+        return self._embed(np.concatenate(views)).reshape(len(views), self.cameras, -1)
+
+    def goal_from_frames(self, frames: Iterable[View], name: str) -> Goal:
         """A goal out of one or several goal images; it has no demonstration, so progress will be NaN."""
         return goal_from_images(self.embed(frames), name)
 
@@ -146,7 +166,7 @@ class Scorer:
         split = self.reward_name == "uvd" if subgoals is None else subgoals
         if split:
             embeddings = self.embed(video)
-            return goal_from_demonstration(embeddings, name, decompose(embeddings).indices)
+            return goal_from_demonstration(embeddings, name, decompose(flat(embeddings)).indices)
         numbers = thinned_frames(len(video))
         wanted = set(numbers.tolist())
         embeddings = self.embed(frame for number, frame in enumerate(video) if number in wanted)
@@ -161,6 +181,11 @@ class Scorer:
                 f"goal {goal.name!r} has embeddings of length {found}, the encoder gives {expected}; "
                 "make the goal again with this bundle"
             )
+        if goal.milestones.shape[1] != self.cameras:
+            raise ValueError(
+                f"goal {goal.name!r} is for {goal.milestones.shape[1]} cameras, there are {self.cameras}; "
+                "make the goal again with these cameras"
+            )
         self.reward.reset(goal)
         self.goal = goal
 
@@ -168,21 +193,22 @@ class Scorer:
         """Starts an episode with the goal in force."""
         self.reward.reset()
 
-    def step(self, frame: Frame) -> tuple[RewardSample, Status]:
-        """Scores one camera frame, uint8 (H, W, 3) of any size.
+    def step(self, view: View) -> tuple[RewardSample, Status]:
+        """Scores one camera frame, uint8 (H, W, 3) of any size, or a tuple of one of each camera.
 
         Raises:
             NoGoalError: the reward needs a goal and has none.
         """
-        self._newest = self._embed(self.prepare(frame)[None])
+        (self._newest,) = self._embed_views([self._prepare_view(view)])
         self._need_goal()
         return judge(self.reward.observe(self._newest))
 
-    def distance_to_goal(self) -> float:
-        """Embedding distance from the newest frame given to `step` to the goal; NaN without either."""
+    def distances_to_goal(self) -> NDArray[np.float32]:
+        """Embedding distance of each camera, (C,), from the newest view given to `step` to the goal; NaN without."""
         if self._newest is None or self.goal is None:
-            return float("nan")
-        return float(np.linalg.norm(self._newest - self.goal.milestones[-1], axis=-1).mean())
+            return np.full(self.cameras, np.nan, np.float32)
+        result: NDArray[np.float32] = np.linalg.norm(self._newest - self.goal.milestones[-1], axis=-1)
+        return result
 
     def score(
         self,
@@ -206,13 +232,12 @@ class Scorer:
         statuses: list[Status] = []
         encoding = 0.0
         start = time.perf_counter()
-        for group in _groups(_ahead(self.prepare(frame) for frame in video), batch):
-            frames = np.stack(group)
+        for group in self._prepared(video, batch):
             before = time.perf_counter()
-            embeddings = self._embed(frames)
+            embeddings = self._embed_views(group)
             encoding += time.perf_counter() - before
             for embedding in embeddings:
-                sample, status = judge(self.reward.observe(embedding[None]))
+                sample, status = judge(self.reward.observe(embedding))
                 samples.append(sample)
                 statuses.append(status)
             if on_progress is not None:
@@ -227,7 +252,12 @@ class Scorer:
 
     def _need_goal(self) -> None:
         if self.reward.needs_goal and self.goal is None:
-            raise NoGoalError(f"the reward {self.reward_name!r} needs a goal; call set_goal first")
+            raise NoGoalError(f"the reward {self.reward_name!r} needs a goal and none is set; see set_goal")
+
+
+def flat(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Embeddings (T, C, D) of several cameras as one long embedding, (T, C * D), for UVD's decomposition."""
+    return embeddings.reshape(len(embeddings), -1)
 
 
 def judge(sample: RewardSample) -> tuple[RewardSample, Status]:
