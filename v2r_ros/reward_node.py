@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
-from rclpy._rclpy_pybind11 import RCLError
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
@@ -34,16 +30,14 @@ from v2r_ros.describe import diagnostics, reward_info
 from v2r_ros.goal_server import GoalServer
 from v2r_ros.goals import is_video
 from v2r_ros.images import compressed_to_rgb, message_to_rgb, rgb_to_message
+from v2r_ros.lifecycle import GuardedLifecycleNode
 from v2r_ros.mailbox import Mailbox
 from v2r_ros.running import run
 from v2r_ros.scoring import Images, MessageScorer, blank_reward, latency
 from v2r_ros.telemetry import Telemetry
-from v2r_ros.throttle import Throttle
-
-OK, FAILED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-class RewardNode(LifecycleNode):
+class RewardNode(GuardedLifecycleNode):
     """Subscribes `image`, publishes `~/reward`, `~/info`, `~/overlay` and `/diagnostics`.
 
     configure loads and checks the model, activate subscribes. The image callback only stores the newest message; one
@@ -68,7 +62,6 @@ class RewardNode(LifecycleNode):
         self._last_arrival_ns = self._last_stale_ns = 0
         self._active = False
         self._busy_since_ns = 0
-        self._complain = Throttle(self.get_logger().warning)
         self._rewards = self.create_lifecycle_publisher(
             Reward, "~/reward", qos.reward_publisher(self._timeout_ns * 1e-9)
         )
@@ -91,53 +84,30 @@ class RewardNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Loads the model, warms it up, compares one inference with the stored answer, sets the first goal."""
-        return self._transition("configure", self._configure)
+        return self.attempt("configure", self._configure)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribes to the camera and starts the worker."""
-        result = self._transition("activate", self._activate)
-        return super().on_activate(state) if result == OK else result
+        result = self.attempt("activate", self._activate)
+        return super().on_activate(state) if result == TransitionCallbackReturn.SUCCESS else result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribes and stops the worker; model and goal stay loaded."""
-        result = self._transition("deactivate", self._deactivate)
+        result = self.attempt("deactivate", self._deactivate)
         super().on_deactivate(state)
         return result
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Frees the model."""
-        return self._transition("clean up", self._clean_up)
+        return self.attempt("clean up", self._clean_up)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stops and frees whatever there is."""
-        return self._transition("shut down", self._clean_up)
+        return self.attempt("shut down", self._clean_up)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Frees everything and goes back to unconfigured."""
-        return self._transition("recover from an error", self._clean_up)
-
-    def _LifecycleNodeMixin__on_change_state(
-        self, request: ChangeState.Request, response: ChangeState.Response
-    ) -> ChangeState.Response:
-        """Refuses a transition that the state does not allow; rclpy would raise it out of the executor instead."""
-        try:
-            return super()._LifecycleNodeMixin__on_change_state(request, response)
-        except RCLError as error:
-            self._complain(f"transition {request.transition.id} refused: {error}")
-            response.success = False
-            return response
-
-    def _transition(self, name: str, action: Callable[[], None]) -> TransitionCallbackReturn:
-        # rclpy swallows what a transition raises and logs nothing.
-        try:
-            action()
-        except (ValueError, RuntimeError, OSError) as error:
-            self.get_logger().error(f"cannot {name}: {error}")
-            return FAILED
-        except Exception:
-            self.get_logger().error(f"cannot {name}:\n{traceback.format_exc()}")
-            return FAILED
-        return OK
+        return self.attempt("recover from an error", self._clean_up)
 
     def _configure(self) -> None:
         model = self._parameter("model") or str(v2r_core.DEFAULT_BUNDLE)
@@ -248,13 +218,13 @@ class RewardNode(LifecycleNode):
                     self._overlays.publish(overlay)
             except Exception as error:  # the context may be gone in the middle of a shutdown
                 if rclpy.ok(context=self.context):
-                    self._complain(f"publishing failed: {error}")
+                    self.complain(f"publishing failed: {error}")
             if reward.status == Reward.STATUS_BAD_IMAGE:
                 self._telemetry.bad_images += 1
             elif reward.status == Reward.STATUS_INTERNAL_ERROR:
                 self._telemetry.internal_errors += 1
             if scored.problem:
-                self._complain(scored.problem)
+                self.complain(scored.problem)
 
     def _decode(self, message: Image | CompressedImage) -> Frame:
         pixels = self._parameter("max_pixels")
@@ -280,7 +250,7 @@ class RewardNode(LifecycleNode):
         latency(reward, now)
         self._rewards.publish(reward)
         topic = self._image_subscriptions[0].topic_name if self._image_subscriptions else "image"
-        self._complain(
+        self.complain(
             f"no image on {topic} for {(now - self._last_arrival_ns) * 1e-9:.1f} s; is the camera running, "
             f"and are topic and QoS right (ros2 topic info -v {topic})?",
         )
