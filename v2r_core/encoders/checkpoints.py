@@ -5,12 +5,14 @@
 | VIP | `{"vip": state}`, keys `module.convnet.` + torchvision's | ResNet, `fc` = Linear(features, hidden_dim) or none |
 | R3M | `{"r3m": state}`, the same prefix; `lang_enc`, `lang_rew` beside it | ResNet with no `fc` |
 
-A file is opened with `weights_only=True` and with nothing else: whoever needs more than tensors must convert it
-elsewhere. Every key must be there and have its shape, and none may be left over; else the error names the keys.
+A file is opened with `weights_only=True`; beside tensors and plain containers only `argparse.Namespace` is let in,
+where training scripts put their arguments. Every key must be there and have its shape, and none may be left over; else
+the error names the keys.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 from collections.abc import Mapping
@@ -56,7 +58,8 @@ def read_checkpoint(path: str | Path) -> Any:
         except SafetensorError as error:
             raise CheckpointError(f"{file}: not a safetensors file ({error}); download it again") from error
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file}: refused, it holds more than tensors, or is no torch file ({_first_line(error)}); "
@@ -72,13 +75,15 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str, assign: bool = False) -> None:
     """Copies a state dict into a module: same keys, same shapes, nothing missing, nothing left over.
 
     Args:
         module: receives the tensors in its own dtypes.
         state: tensors by the module's own key names.
         where: file, or file and entry, for the message.
+        assign: take the tensors themselves instead of copying: for a module on the meta device, whose initial weights
+            were never drawn.
 
     Raises:
         CheckpointError: with the first few offending keys of each kind and their number.
@@ -100,7 +105,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         problems.append(f"wrong shape {_some(wrong)}")
     if problems:
         raise CheckpointError(f"{where}: {'; '.join(problems)}; choose the architecture that the file was made for")
-    module.load_state_dict(dict(state), strict=True)
+    module.load_state_dict(dict(state), strict=True, assign=assign)
 
 
 def resnet_backbone(arch: str, hidden_dim: int = 0) -> nn.Module:

@@ -6,6 +6,7 @@
 | `timm:<model>` | any image model of timm, without its classifier | a file of the user's |
 | `vip:<resnet>` | ResNet-18, -34, -50 with VIP's final layer | a file of the user's, in VIP's format |
 | `r3m:<resnet>` | ResNet-18, -34, -50 | a file of the user's, in R3M's format |
+| `moco`, `mocov3`, `simclr`, `dino`, `dinov2`, `mae`, `ijepa`, `vjepa`, `vjepa2` | as released | the released file |
 | `random:<any of these>` | the same network | random, from a seed: the baseline for rewards |
 
 Nothing here reaches a network: weights that are not in a file or an installed package are an error that says so.
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from v2r_core.encoders import checkpoints
 from v2r_core.encoders.checkpoints import CheckpointError
 from v2r_core.encoders.encoder import Encoder, WeightsInfo
+from v2r_core.encoders.released import LICENSES, identify_released, load_released
 from v2r_core.video.resize import Preprocess, ResizeMode
 
 DEFAULT_ENCODER = "efficientnet_lite0"
@@ -60,6 +62,7 @@ def list_encoders() -> dict[str, str]:
     return {
         DEFAULT_ENCODER: "ImageNet weights included (pip package), 1280 features, the default",
         **official,
+        **{family: f"a file that the authors of {family} released; the size is read from it" for family in LICENSES},
         "timm:<model>": "any timm image model, from a file",
         "random:<name>": "any of these with seeded random weights, a baseline",
     }
@@ -101,6 +104,8 @@ def create_encoder(
             encoder = _lite0(weights, pretrained, size)
         elif family == "timm" and arch:
             encoder = _timm(arch, weights, pretrained, size)
+        elif name in LICENSES:
+            encoder = _released(name, weights, pretrained, size)
         elif family in _OFFICIAL_LICENSES:
             encoder = _official(family, arch or "resnet50", weights, pretrained, size)
         else:
@@ -111,6 +116,18 @@ def create_encoder(
     if mode is not None:
         encoder.preprocess = dataclasses.replace(encoder.preprocess, mode=mode)
     return encoder.eval()
+
+
+def identify_weights(path: str | Path) -> str:
+    """Name of the encoder that a file holds: VIP's, R3M's, or one of the released families.
+
+    Raises:
+        CheckpointError: no such file, or none of these.
+    """
+    try:
+        return checkpoints.identify_checkpoint(path)
+    except CheckpointError:
+        return identify_released(path)
 
 
 def lite0_state() -> tuple[dict[str, Tensor], WeightsInfo]:
@@ -247,6 +264,13 @@ def _official(family: str, arch: str, weights: str | Path | None, pretrained: bo
         info = WeightsInfo(source=file.name, license=_OFFICIAL_LICENSES[family], sha256=checkpoints.file_sha256(file))
     preprocess = Preprocess(size or 224, "crop", _resize_to(size or 224), _IMAGENET_MEAN, _IMAGENET_STD)
     return Encoder(f"{family}:{arch}", network, preprocess, checkpoints.embedding_dim(network), info)
+
+
+def _released(family: str, weights: str | Path | None, pretrained: bool, size: int | None) -> Encoder:
+    if weights is None or not pretrained:
+        hint = "the architecture is read from the file" if not pretrained else "nothing is downloaded"
+        raise ZooError(f"{family}: pass weights=<the released file>; {hint}")
+    return load_released(weights, size, family)
 
 
 def _bare_state(content: Any, where: str) -> dict[str, Tensor]:
