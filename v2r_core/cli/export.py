@@ -12,8 +12,8 @@ from rich.table import Table
 
 from v2r_core.deploy.bundle import Bundle, RewardSpec
 from v2r_core.deploy.export import export_bundle, export_encoder
-from v2r_core.encoders.checkpoints import identify_checkpoint
-from v2r_core.encoders.zoo import DEFAULT_ENCODER, create_encoder
+from v2r_core.encoders.encoder import Encoder
+from v2r_core.encoders.zoo import DEFAULT_ENCODER, create_encoder, identify_weights
 from v2r_core.video.resize import ResizeMode
 
 
@@ -22,7 +22,8 @@ class Export:
     """Writes an encoder as ONNX graphs, in float32 and mixed float16, measured against torch, with hashes and card."""
 
     encoder: Annotated[str, tyro.conf.Positional] = DEFAULT_ENCODER
-    """Name of the encoder (`v2r models` lists them), or the path of a VIP or R3M checkpoint."""
+    """Name of the encoder (`v2r models` lists them), the folder of a run of `v2r train`, or the path of a checkpoint that
+    the authors of VIP, R3M, MoCo, SimCLR, DINO, DINOv2, MAE, I-JEPA or V-JEPA released."""
     out: Path = Path("bundle")
     """Folder to write the bundle to."""
     weights: Path | None = None
@@ -50,15 +51,28 @@ class Export:
         """
         console = Console()
         with console.status(f"exporting {self.encoder}"):
-            name, weights = self.encoder, self.weights
-            if weights is None and Path(name).expanduser().is_file():
-                name, weights = identify_checkpoint(name), Path(name)
-            encoder = create_encoder(name, weights, seed=self.seed, size=self.size, mode=self.mode)
+            encoder = self._encoder()
             exported = export_encoder(encoder, self.out, self.half_weights, self.force)
             called = self.name or encoder.name.replace(":", "-")
             bundle = export_bundle(exported, self.out, name=called, reward=RewardSpec(name=self.reward))
         console.print(_report(bundle))
         return 0
+
+    def _encoder(self) -> Encoder:
+        name, weights = self.encoder, self.weights
+        path = Path(name).expanduser()
+        if (path / "run.json").is_file():
+            if weights is not None or self.size is not None or self.mode is not None:
+                raise ValueError(
+                    f"{path}: a run has its own weights, size and mode; leave --weights, --size, --mode away"
+                )
+            # The methods and the trainer are needed for runs only.
+            from v2r_core.training.checkpoint import load_run_encoder  # noqa: PLC0415
+
+            return load_run_encoder(path)
+        if weights is None and path.is_file():
+            name, weights = identify_weights(path), path
+        return create_encoder(name, weights, seed=self.seed, size=self.size, mode=self.mode)
 
 
 def _report(bundle: Bundle) -> Table:

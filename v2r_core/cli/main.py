@@ -8,7 +8,9 @@ import sys
 from typing import Any
 
 VERBS = {
+    "train": "a representation from your own videos",
     "score": "rewards of a video: curve.csv, curve.png, summary.json",
+    "eval": "how good an encoder is: robot probe, nearest neighbours, linear probe",
     "export": "an encoder as a bundle for the robot",
     "models": "encoders and bundles that there are",
     "engine": "build a bundle's TensorRT engine ahead of time",
@@ -29,8 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     import tyro  # noqa: PLC0415 (a tenth of a second that the help does not need)
 
-    command = tyro.cli(_command(verb), args=words[1:], prog=f"v2r {verb}")
+    kind = _command(verb)
     try:
+        # Where one option decides which others there are, the verb reads its words itself.
+        parse = getattr(kind, "parse", None)
+        command = parse(words[1:]) if parse else tyro.cli(kind, args=words[1:], prog=f"v2r {verb}")
         return int(command.run())
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("V2R_TRACEBACK"):

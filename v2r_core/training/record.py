@@ -1,0 +1,60 @@
+"""A run's record, `run.json`: what was trained on what, so that it can be repeated, resumed and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from v2r_core.encoders.checkpoints import CheckpointError
+from v2r_core.methods.method import Horizon, Recipe
+from v2r_core.training.checkpoint import RUN, plain, read_run, write_json
+from v2r_core.video.clips import ClipDataset
+
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
+
+
+def new_record(method: str, recipe: Recipe, horizon: Horizon, dataset: ClipDataset) -> dict[str, Any]:
+    """What is to be trained, as JSON will have it."""
+    record = {
+        "method": method,
+        "recipe": dataclasses.asdict(recipe),
+        "horizon": dataclasses.asdict(horizon),
+        "sources": [source.path for source in dataset.sources],
+        "skipped": [list(entry) for entry in dataset.skipped],
+        "software": {package: version(package) for package in _PACKAGES},
+    }
+    result: dict[str, Any] = plain(record)
+    return result
+
+
+def claim(run: Path, record: dict[str, Any], resume: bool) -> None:
+    """Takes a folder for a run: writes the record, or when resuming compares it with the one that is there.
+
+    Raises:
+        ValueError: the folder holds a run, and it is not to be resumed.
+        CheckpointError: nothing to resume, or a run of something else; both values are named.
+    """
+    there = (run / RUN).is_file()
+    if there and not resume:
+        raise ValueError(f"{run}: there is a run already; go on with --resume, or give another folder")
+    if resume and not there:
+        raise CheckpointError(f"{run}: nothing to resume, there is no {RUN}; leave --resume away")
+    if resume:
+        _compare(read_run(run), record, run)
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / RUN, record)
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
+    if old["method"] != new["method"]:
+        raise CheckpointError(f"{run}: holds a run of {old['method']}, {new['method']} asked for; give another folder")
+    for part in ("recipe", "horizon", "options"):
+        for key in old[part].keys() | new[part].keys():
+            if old[part].get(key) != new[part].get(key):
+                raise CheckpointError(
+                    f"{run}: {key} was {old[part].get(key)}, now it is {new[part].get(key)}; "
+                    "a run is resumed with what it was started with"
+                )
