@@ -1,0 +1,178 @@
+"""A training step of ours against lightly's, at equal settings: time as a ratio in one run, memory of the step.
+
+python -m benchmarks.train_step            # all five methods; writes out/bench/train_step.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks import lightly_methods
+from benchmarks.lightly_methods import Size, TrainStep
+from v2r_core.methods import load_method
+from v2r_core.methods.method import Horizon, Recipe
+from v2r_core.training.loop import set_rates
+
+METHODS = ("moco", "simclr", "dino", "mae", "ijepa")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the benchmark."""
+
+    out: Path = Path("out/bench/train_step.json")
+    """Where the numbers go."""
+    methods: tuple[str, ...] = METHODS
+    """Which to measure."""
+    steps: int = 8
+    """Steps of a round."""
+    rounds: int = 5
+    """Rounds, ours and theirs in turn; ratios are medians over them."""
+    threads: int = 1
+    """CPU threads of both."""
+    memory: str = ""
+    """Internal: measure the memory of `ours:METHOD` or `lightly:METHOD` in this process."""
+
+
+def recipe(name: str, size: Size) -> Recipe:
+    """Our recipe with the settings that lightly's side has."""
+    tiny = load_method(name).recipe_type.tiny()
+    changes: dict[str, dict[str, object]] = {
+        "moco": {"architecture": "resnet18", "width": 1.0, "queue": size.queue, "bn_splits": 1, "dim": 128},
+        "simclr": {"depth": 18, "width": 1.0, "head_dim": 128, "optimizer": "momentum", "small_images": False},
+        "dino": {
+            "local_size": size.local, "local_count": size.locals, "prototypes": size.prototypes, "patch": size.patch,
+            "head_hidden": 2048, "head_bottleneck": 256, "freeze_last_layer": 0,
+        },
+        "mae": {"decoder_width": size.decoder_width, "decoder_depth": size.decoder_depth, "patch": size.patch},
+        "ijepa": {"predictor_width": size.decoder_width, "predictor_depth": size.decoder_depth, "patch": size.patch},
+    }  # fmt: skip
+    import dataclasses  # noqa: PLC0415
+
+    return dataclasses.replace(tiny, batch_size=size.batch, size=size.image, **changes[name])
+
+
+def ours(name: str, size: Size) -> TrainStep:
+    """Our method with its own optimizer, driven as the training loop does it."""
+    method_type = load_method(name)
+    method = method_type(recipe(name, size), Horizon(1000, 10, size.batch, 1000 * size.batch))
+    optimizer = method.optimizer()
+    number = 0
+
+    def step(batch: dict[str, object]) -> float:
+        nonlocal number
+        number += 1
+        outcome = method(batch, number)
+        outcome.loss.backward()
+        set_rates(optimizer, method, number)
+        method.adjust_gradients(number)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(number)
+        return float(outcome.loss.detach())
+
+    return step
+
+
+def make_batch(name: str, size: Size) -> dict[str, object]:
+    """Views of noise, and the masks that our sampler draws."""
+    torch.manual_seed(0)
+    spec = load_method(name).data(recipe(name, size))
+    views: list[Tensor] = [torch.randn(size.batch, 3, view.size, view.size) for view in spec.views]
+    batch: dict[str, object] = {"views": views, "names": ["noise"] * size.batch}
+    if spec.masks is not None:
+        batch |= spec.masks(size.batch, 1, torch.Generator().manual_seed(0))
+    return batch
+
+
+def compare(name: str, size: Size, steps: int, rounds: int) -> dict[str, float]:
+    """Milliseconds a step, ours and theirs in turn, and the median ratio."""
+    batch = make_batch(name, size)
+    contenders = {"ours": ours(name, size), "lightly": getattr(lightly_methods, name)(size)}
+    for step in contenders.values():
+        step(batch)
+        step(batch)
+    seen: dict[str, list[float]] = {key: [] for key in contenders}
+    for _ in range(rounds):
+        for key, step in contenders.items():
+            seen[key].append(_time(step, batch, steps))
+    ratios = [theirs / mine for theirs, mine in zip(seen["lightly"], seen["ours"], strict=True)]
+    return {
+        "ours_ms": 1000 * statistics.median(seen["ours"]),
+        "lightly_ms": 1000 * statistics.median(seen["lightly"]),
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+    }
+
+
+def peak_memory(which: str, size: Size, steps: int) -> float:
+    """MB that building and running one contender adds to this process, which must be a fresh one."""
+    side, _, name = which.partition(":")
+    batch = make_batch(name, size)
+    before = psutil.Process().memory_info().rss
+    step = ours(name, size) if side == "ours" else getattr(lightly_methods, name)(size)
+    for _ in range(steps):
+        step(batch)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
+
+
+def main(options: Options) -> int:
+    """Measures, prints the table, writes the JSON; 1 if a bound is missed."""
+    torch.set_num_threads(options.threads)
+    size = Size()
+    if options.memory:
+        print(peak_memory(options.memory, size, 4))
+        return 0
+    console = Console()
+    found: dict[str, dict[str, float]] = {}
+    for name in options.methods:
+        with console.status(f"measuring {name}"):
+            found[name] = compare(name, size, options.steps, options.rounds)
+            for side in ("ours", "lightly"):
+                found[name][f"{side}_mb"] = _memory_of(f"{side}:{name}", options.threads)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"threads": options.threads, "methods": found}, indent=2) + "\n")
+    table = Table("method", "ours ms", "lightly ms", "lightly / ours", "ours MB", "lightly MB", title="a training step")
+    for name, row in found.items():
+        spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        numbers = [f"{row[key]:.0f}" for key in ("ours_ms", "lightly_ms", "ours_mb", "lightly_mb")]
+        table.add_row(name, *numbers[:2], spread, *numbers[2:])
+    console.print(table)
+    fast = sum(row["ratio"] >= 1.3 for row in found.values())
+    missed = [name for name, row in found.items() if row["ratio"] < 1.0 or row["ours_mb"] > row["lightly_mb"]]
+    console.print(f"at least 1.3 times lightly's speed: {fast}; slower or larger than lightly: {missed or 'none'}")
+    return int(bool(missed) or fast < 2)
+
+
+def _time(step: Callable[[dict[str, object]], float], batch: dict[str, object], steps: int) -> float:
+    start = time.perf_counter()
+    for _ in range(steps):
+        step(batch)
+    return (time.perf_counter() - start) / steps
+
+
+def _memory_of(which: str, threads: int) -> float:
+    arguments = [sys.executable, "-m", "benchmarks.train_step", "--memory", which, "--threads", str(threads)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=dict(os.environ))
+    return float(done.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))

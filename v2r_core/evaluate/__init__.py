@@ -1,0 +1,1 @@
+"""How good an encoder or a reward is, measured."""
