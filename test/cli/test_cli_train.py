@@ -1,6 +1,7 @@
 """`v2r train`: method and preset decide which options there are; a run is trained, resumed and exported."""
 
 import json
+import shutil
 
 import pytest
 
@@ -65,3 +66,29 @@ def test_a_run_takes_no_other_weights(tmp_path, capsys):
     (tmp_path / "run.json").write_text("{}")
     assert main(["export", str(tmp_path), "--size", "32", "--out", str(tmp_path / "bundle")]) == 1
     assert "a run has its own weights, size and mode" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_three_steps_of_simclrv2(clip, tmp_path, capsys):
+    """Pre-training, fine-tuning on half of the labels, distillation: each begins with the run before."""
+    data = tmp_path / "data"
+    for label in ("left", "right"):
+        (data / label).mkdir(parents=True)
+        for number in range(2):
+            shutil.copy(clip, data / label / f"{number}.mp4")
+    common = ["--preset", "tiny", "--data", str(data), "--workers", "0", "--cpu", "--epochs", "1", "--batch-size", "16"]
+    common += ["--size", "32", "--stop-after", "1"]
+    runs = {name: str(tmp_path / name) for name in ("first", "second", "third")}
+    assert main(["train", "simclrv2", *common, "--out", runs["first"], "--memory", "64"]) == 0
+    labels = ["--labels", "folders", "--classes", "2"]
+    fine = ["train", "simclrv2-finetune", *common, *labels, "--label-fraction", "0.5", "--out", runs["second"]]
+    assert main(fine) == 1
+    assert "begins with the weights of a run of simclrv2; name it as start_from" in capsys.readouterr().err
+    assert main([*fine, "--start-from", runs["first"]]) == 0
+    record = json.loads((tmp_path / "second" / "run.json").read_text())
+    assert record["classes"] == ["left", "right"]
+    assert len(record["sources"]) == 2
+    distil = ["train", "simclrv2-distill", *common, "--classes", "2", "--start-from", runs["second"]]
+    assert main([*distil, "--out", runs["third"]]) == 0
+    assert main(["train", "simclrv2-finetune", *common, "--out", str(tmp_path / "none")]) == 1
+    assert "needs labels" in capsys.readouterr().err

@@ -144,11 +144,10 @@ def test_missing_and_wrong_labels_are_named():
 
 
 def test_weights_of_the_run_before_are_needed_and_must_fit():
-    batch = {"views": [images()], "labels": torch.zeros(8, dtype=torch.long)}
-    with pytest.raises(ValueError, match="begins with the weights of a run of simclrv2"):
-        finetuning().loss(batch, 0)
+    with pytest.raises(ValueError, match="begins with the weights of a run of simclrv2; name it"):
+        finetuning().begin()
     with pytest.raises(ValueError, match="begins with the weights of a run of simclrv2-finetune"):
-        distillation().loss(batch, 0)
+        distillation().begin()
     with pytest.raises(ValueError, match=r"of another network: backbone\.conv1\.weight"):
         finetuning(width=0.25).start(pretraining().state_dict())
     with pytest.raises(ValueError, match=r"layers\.2\.dense\.weight"):

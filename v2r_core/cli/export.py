@@ -22,8 +22,8 @@ class Export:
     """Writes an encoder as ONNX graphs, in float32 and mixed float16, measured against torch, with hashes and card."""
 
     encoder: Annotated[str, tyro.conf.Positional] = DEFAULT_ENCODER
-    """Name of the encoder (`v2r models` lists them), the folder of a run of `v2r train`, or the path of a checkpoint that
-    the authors of VIP, R3M, MoCo, SimCLR, DINO, DINOv2, MAE, I-JEPA or V-JEPA released."""
+    """Name of the encoder (`v2r models` lists them), the folder of a run of `v2r train`, or the path of a checkpoint
+    that the authors of VIP, R3M, MoCo, SimCLR, DINO, DINOv2, MAE, I-JEPA or V-JEPA released."""
     out: Path = Path("bundle")
     """Folder to write the bundle to."""
     weights: Path | None = None

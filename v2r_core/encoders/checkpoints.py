@@ -69,6 +69,25 @@ def read_checkpoint(path: str | Path) -> Any:
         raise CheckpointError(f"{file}: not a torch file ({_first_line(error)}); download it again") from error
 
 
+def read_run_state(path: str | Path) -> dict[str, Tensor]:
+    """The state of a training method, from the newest checkpoint of a run of `v2r train`.
+
+    Args:
+        path: folder of the run, or the file `method.safetensors` of one checkpoint.
+
+    Raises:
+        CheckpointError: neither of them, or a damaged file.
+    """
+    found = Path(path).expanduser()
+    if found.is_dir():
+        files = sorted(found.glob("checkpoints/step-*/method.safetensors"))
+        if not files:
+            raise CheckpointError(f"{found}: no checkpoint in it; give the folder that `v2r train --out` wrote")
+        found = files[-1]
+    state: dict[str, Tensor] = read_checkpoint(found)
+    return state
+
+
 def file_sha256(path: str | Path) -> str:
     """Hex sha256 of a file: which weights these were, for the record."""
     with Path(path).expanduser().open("rb") as file:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from typing import cast
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from v2r_core.methods.method import Batch
+from v2r_core.encoders.checkpoints import read_run_state
+from v2r_core.encoders.encoder import Encoder
+from v2r_core.methods.method import Batch, Horizon, Method
+from v2r_core.methods.simclr import SimCLROptions, as_encoder, bare_copy, build_optimizer, lr_and_decay
 from v2r_core.nn.projection import ProjectionHead, ProjectionLayer
 from v2r_core.nn.resnet import SimCLRResNet
+from v2r_core.video.augment import View
+from v2r_core.video.clips import DataSpec
 
 UNLABELLED = -1
 
@@ -44,6 +52,68 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S) to logits (N, classes)."""
         return self.classifier(self.features(images))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedOptions(SimCLROptions):
+    """What fine-tuning and distillation have in common.
+
+    Attributes:
+        start_from: folder of the run of the step before, or its `method.safetensors`.
+        classes: number of classes.
+    """
+
+    start_from: str = ""
+    classes: int = 1000
+
+
+class Supervised(Method):
+    """What fine-tuning and distillation share: a classifier that begins with another run's weights."""
+
+    before: ClassVar[str]
+
+    def __init__(self, recipe: SupervisedOptions, horizon: Horizon, network: Classifier) -> None:
+        super().__init__(recipe, horizon)
+        self.options = recipe
+        self.network = network
+
+    @staticmethod
+    def data(recipe: SimCLROptions) -> DataSpec:
+        """One view, cropped and mirrored, with levels in [0, 1]. The batch needs `labels` besides."""
+        plain = View(recipe.size, crop="tensorflow", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        return DataSpec(views=(plain,))
+
+    def begin(self) -> None:
+        """Reads the weights of the step before.
+
+        Raises:
+            ValueError: `start_from` is empty, no such run, or one of another network; the keys are named.
+        """
+        if not self.options.start_from:
+            raise ValueError(f"{self.name} begins with the weights of a run of {self.before}; name it as start_from")
+        self.start(read_run_state(self.options.start_from))
+
+    @abc.abstractmethod
+    def start(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the weights of the step before from its `state_dict`.
+
+        Raises:
+            ValueError: other shapes, or something is missing; it is named.
+        """
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """As in pre-training; LARS leaves the classifier alone but for its weight decay."""
+        return build_optimizer(self.network, self.options, self.schedule(0)["lr"])
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """As in pre-training."""
+        return lr_and_decay(self.options, self.horizon, step)
+
+    def encoder(self) -> Encoder:
+        """ResNet and kept layers of the head, without the classifier."""
+        bare = bare_copy(self.network.backbone)
+        kept = nn.Sequential(bare, *self.network.layers)
+        return as_encoder(f"{self.name}-r{self.options.depth}", kept, self.options, self.network.width)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, scaled: bool) -> Tensor:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from v2r_core.encoders.checkpoints import load_strict, read_checkpoint
+from v2r_core.encoders.checkpoints import load_strict, read_checkpoint, read_run_state
 from v2r_core.encoders.encoder import Encoder, WeightsInfo
 from v2r_core.methods.method import Batch, Horizon, Method, Recipe, Step
 from v2r_core.nn.block_masking import BlockMasking
@@ -100,7 +100,8 @@ class DinoV2Recipe(Recipe):
         clip: largest norm of the gradient of backbone and of each head; 0 for no limit.
         freeze_last_layer: epochs in which the prototypes have learning rate 0.
         init_from: file of a released DINOv2 backbone to begin with; empty for none.
-        continue_from: `method.safetensors` of an earlier run of this method to begin with; empty for none.
+        continue_from: folder of an earlier run of this method to begin with, or its `method.safetensors`; empty for
+            none.
         head_warmup_epochs: epochs at first in which only the heads learn.
         backbone_lr_scale: factor on the backbone's learning rate.
     """
@@ -358,7 +359,7 @@ class DinoV2(Method):
             load_strict(backbone, with_table_for(backbone, state, "pos_embed"), f"{recipe.init_from} (dinov2)")
             self.teacher.load_state_dict(self.student.state_dict())
         if recipe.continue_from:
-            state = read_checkpoint(recipe.continue_from)
+            state = read_run_state(recipe.continue_from)
             for name in ("student.backbone.pos_embed", "teacher.backbone.pos_embed"):
                 state = with_table_for(self.student.backbone, state, name)
             load_strict(self, state, f"{recipe.continue_from} (dinov2)")

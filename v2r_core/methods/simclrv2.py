@@ -4,7 +4,7 @@
 * `Finetune` trains a classifier that keeps a part of the head, on the few examples that have a label.
 * `Distill` teaches a student, smaller or of the same size, what the fine-tuned network says about all examples.
 
-The last two begin with the weights of the step before: `start(state)` takes the state of that run.
+The last two begin with the weights of the step before: `start_from` names its run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from v2r_core.encoders.encoder import Encoder
 from v2r_core.methods.classifier import (
-    Classifier,
+    Supervised,
+    SupervisedOptions,
     build_classifier,
     distillation_loss,
     entries_below,
@@ -28,22 +28,15 @@ from v2r_core.methods.classifier import (
     load_named,
     take_labels,
 )
-from v2r_core.methods.method import Batch, Horizon, Method, Step
+from v2r_core.methods.method import Batch, Horizon, Step
 from v2r_core.methods.simclr import (
     SimCLR,
-    SimCLROptions,
     SimCLRRecipe,
-    as_encoder,
-    bare_copy,
     build_backbone,
-    build_optimizer,
-    lr_and_decay,
 )
 from v2r_core.nn.distributed import gather
 from v2r_core.nn.ema import copy_for_ema, ema_update
 from v2r_core.nn.queue import check_queue, enqueue, random_queue
-from v2r_core.video.augment import View
-from v2r_core.video.clips import DataSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,17 +133,15 @@ class SimCLRv2(SimCLR):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRecipe(SimCLROptions):
+class FinetuneRecipe(SupervisedOptions):
     """Settings of SimCLRv2's fine-tuning; the network's are those of the pre-training.
 
     Attributes:
-        classes: number of classes.
         head_layers: layers that the pre-trained head has.
         head_dim: channels of its output.
         from_layer: layers of the head that are kept: 1 for few labels, 0 for none of it.
     """
 
-    classes: int = 1000
     head_layers: int = 3
     head_dim: int = 128
     from_layer: int = 1
@@ -187,14 +178,13 @@ class FinetuneRecipe(SimCLROptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillRecipe(SimCLROptions):
+class DistillRecipe(SupervisedOptions):
     """Settings of SimCLRv2's distillation; the network's are the student's.
 
     `compat`: `official` multiplies the loss by the square of the temperature, as the released notebook does, `paper`
     does not (equation 3).
 
     Attributes:
-        classes: number of classes.
         from_layer: layers of a head that the student has in front of its classifier.
         teacher_depth: of the teacher's ResNet.
         teacher_width: factor on its channels.
@@ -204,7 +194,6 @@ class DistillRecipe(SimCLROptions):
         alpha: weight of the teacher's words; 1 - alpha is the weight of the labels, where there are any (equation 4).
     """
 
-    classes: int = 1000
     from_layer: int = 0
     teacher_depth: int = 152
     teacher_width: float = 3.0
@@ -257,48 +246,7 @@ class DistillRecipe(SimCLROptions):
         return {"paper": cls.paper(), "paper-self": cls.self_distillation(), "tiny": cls.tiny()}
 
 
-class _Supervised(Method):
-    """What fine-tuning and distillation share: a classifier that begins with another run's weights."""
-
-    started: Tensor
-
-    def __init__(self, recipe: SimCLROptions, horizon: Horizon, network: Classifier) -> None:
-        super().__init__(recipe, horizon)
-        self.options = recipe
-        self.network = network
-        self.register_buffer("started", torch.tensor(False))
-
-    @staticmethod
-    def data(recipe: SimCLROptions) -> DataSpec:
-        """One view, cropped and mirrored, with levels in [0, 1]. The batch needs `labels` besides."""
-        plain = View(recipe.size, crop="tensorflow", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        return DataSpec(views=(plain,))
-
-    def check_started(self, before: str) -> None:
-        """Refuses to go on without weights of the run before.
-
-        Raises:
-            ValueError: there are none.
-        """
-        if not bool(self.started):
-            raise ValueError(f"{self.name} begins with the weights of a run of {before}; none were given")
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """As in pre-training; LARS leaves the classifier alone but for its weight decay."""
-        return build_optimizer(self.network, self.options, self.schedule(0)["lr"])
-
-    def schedule(self, step: int) -> dict[str, float]:
-        """As in pre-training."""
-        return lr_and_decay(self.options, self.horizon, step)
-
-    def encoder(self) -> Encoder:
-        """ResNet and kept layers of the head, without the classifier."""
-        bare = bare_copy(self.network.backbone)
-        kept = nn.Sequential(bare, *self.network.layers)
-        return as_encoder(f"{self.name}-r{self.options.depth}", kept, self.options, self.network.width)
-
-
-class Finetune(_Supervised):
+class Finetune(Supervised):
     """Fine-tunes a pre-trained network from a middle layer of its head (section 2, "Fine-tuning").
 
     Args:
@@ -308,6 +256,8 @@ class Finetune(_Supervised):
 
     name = "simclrv2-finetune"
     recipe_type = FinetuneRecipe
+    labels = "required"
+    before = "simclrv2"
 
     def __init__(self, recipe: FinetuneRecipe, horizon: Horizon) -> None:
         backbone = build_backbone(recipe.depth, recipe.width, recipe.selective, recipe.small_images)
@@ -329,7 +279,6 @@ class Finetune(_Supervised):
             kept |= entries_below(state, f"head.layers.{number}.", f"layers.{number}.")
         kept |= {f"classifier.{key}": value for key, value in self.network.classifier.state_dict().items()}
         load_named(self.network, kept, self.name)
-        self.started.fill_(True)
 
     def loss(self, batch: Batch, step: int) -> Step:
         """Cross-entropy of the examples that have a label.
@@ -338,7 +287,6 @@ class Finetune(_Supervised):
             batch: `views`: one, (N, 3, S, S); `labels`: int64 (N,), -1 where there is none.
             step: not used.
         """
-        self.check_started("simclrv2")
         labels = take_labels(batch, self.recipe.classes, self.name)
         features = self.network.features(batch["views"][0])
         logits = self.network.classifier(features)
@@ -346,7 +294,7 @@ class Finetune(_Supervised):
         return Step(labelled_loss(logits, labels), metrics, features.detach())
 
 
-class Distill(_Supervised):
+class Distill(Supervised):
     """A student learns what a fine-tuned teacher says (section 2, "Self-training / knowledge distillation").
 
     The state holds the student as `network`, so that it can teach the next one: self-distillation first, then a
@@ -359,6 +307,8 @@ class Distill(_Supervised):
 
     name = "simclrv2-distill"
     recipe_type = DistillRecipe
+    labels = "optional"
+    before = "simclrv2-finetune"
 
     def __init__(self, recipe: DistillRecipe, horizon: Horizon) -> None:
         student = build_backbone(recipe.depth, recipe.width, recipe.selective, recipe.small_images)
@@ -384,7 +334,6 @@ class Distill(_Supervised):
             ValueError: other shapes, or something is missing; it is named.
         """
         load_named(self.teacher, entries_below(state, "network.", ""), self.name)
-        self.started.fill_(True)
 
     def loss(self, batch: Batch, step: int) -> Step:
         """Cross-entropy with the teacher's probabilities, and with labels if `alpha` leaves them a weight.
@@ -393,7 +342,6 @@ class Distill(_Supervised):
             batch: `views`: one, (N, 3, S, S); with `alpha` below 1 `labels`, int64 (N,), -1 where there is none.
             step: not used.
         """
-        self.check_started("simclrv2-finetune")
         recipe, images = self.recipe, batch["views"][0]
         features = self.network.features(images)
         logits = self.network.classifier(features)

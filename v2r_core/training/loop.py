@@ -74,6 +74,11 @@ def train(
     dataset = ClipDataset(videos, method_type.data(recipe), seed=options.seed, every=options.every, cache=options.cache)
     micro = _micro_batch(recipe, options, accelerator.num_processes)
     horizon = Horizon(_steps_per_epoch(len(dataset), recipe), recipe.epochs, recipe.batch_size, len(dataset))
+    # The same weights on every process; different dropout afterwards.
+    torch.manual_seed(options.seed)
+    method = method_type(recipe, horizon)
+    if not (options.resume and checkpoint.list_checkpoints(run)):
+        method.begin()
     record = new_record(method_name, recipe, horizon, dataset)
     record |= {
         "options": {
@@ -88,11 +93,6 @@ def train(
     if accelerator.is_main_process or options.resume:
         claim(run, record, options.resume)
     accelerator.wait_for_everyone()
-    # The same weights on every process; different dropout afterwards.
-    torch.manual_seed(options.seed)
-    method = method_type(recipe, horizon)
-    if not (options.resume and checkpoint.list_checkpoints(run)):
-        method.begin()
     optimizer = method.optimizer()
     wrapped, stepper = accelerator.prepare(method, optimizer)
     torch.manual_seed(options.seed * 1000 + accelerator.process_index)
