@@ -31,7 +31,7 @@ from v2r_core.evaluate.features import Embedder, encoder_embedder
 from v2r_core.evaluate.robot import probe_embedder
 from v2r_core.methods import load_method
 from v2r_core.methods.method import Horizon, Recipe
-from v2r_core.training.checkpoint import RUN, load_run_encoder
+from v2r_core.training.checkpoint import RUN, latest_checkpoint, load_run_encoder, read_run, step_of
 from v2r_core.training.loop import train
 from v2r_core.training.options import RunOptions
 
@@ -116,7 +116,11 @@ def trained(method: str, recipe: Recipe, seed: int, options: Options) -> Path:
         resume=(run / RUN).is_file(),
         cpu=options.cpu,
     )
-    return train(method, recipe, [options.data / "train"], run, how)
+    train(method, recipe, [options.data / "train"], run, how)
+    horizon = Horizon(**read_run(run)["horizon"])
+    if step_of(latest_checkpoint(run)) < horizon.steps:
+        raise SystemExit(f"{run}: stopped by a signal; start again to go on")
+    return run
 
 
 def probe(embedder: Embedder, options: Options) -> Report:
