@@ -10,10 +10,10 @@ export AMENT_PREFIX_PATH := $(CURDIR)/$(VENV):$(AMENT_PREFIX_PATH)
 export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/lib:$(LD_LIBRARY_PATH)
 endif
 
-.PHONY: demo test lint bench bundle clips clean help
+.PHONY: demo test lint bench bench-train bundle clips clean help
 
 help: ## Lists the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.v2r-run: $(SETUP_FILES)
 	@PYTHON=$(PYTHON) tools/setup.sh run
@@ -33,6 +33,10 @@ lint: $(VENV)/.v2r-test ## ruff, mypy, import rules
 
 bench: $(VENV)/.v2r-test ## Speed and memory, as ratios within one run; writes out/bench
 	@$(PY) -m benchmarks.run --out out/bench
+
+bench-train: $(VENV)/.v2r-test ## Training: a step against lightly's, the loader against bare decoding
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(PY) -m benchmarks.train_step --out out/bench/train_step.json; $(PY) -m benchmarks.loader
 
 bundle: $(VENV)/.v2r-test ## Writes the default bundle again
 	@$(PY) -m v2r_core.cli export efficientnet_lite0 --half-weights --out v2r_core/assets/bundles/efficientnet_lite0 --force

@@ -24,6 +24,7 @@ def script() -> str:
 
 @pytest.mark.slow
 @pytest.mark.ros
+@pytest.mark.timeout(600)
 def test_tutorial_runs_as_written(tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="the tutorial plays a live graph")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -34,7 +35,7 @@ def test_tutorial_runs_as_written(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=560,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     tour = tmp_path / "out" / "tour"

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from v2r_core.encoders import zoo
 from v2r_core.encoders.checkpoints import CheckpointError
 from v2r_core.encoders.encoder import numpy_embed
+from v2r_core.encoders.released import LICENSES
 from v2r_core.video.resize import Preprocess, resize_frame
 
 PALACE, DAISY = 698, 985
@@ -237,5 +238,8 @@ def test_timm_weights_must_fit(vit_state, tmp_path):
 
 def test_every_listed_name_is_understood():
     for name in zoo.list_encoders():
-        if "<" not in name:
+        if name in LICENSES:
+            with pytest.raises(zoo.ZooError, match=f"{name}: pass weights="):
+                zoo.create_encoder(name)
+        elif "<" not in name:
             assert zoo.create_encoder(f"random:{name}").name == f"random:{name}"

@@ -88,7 +88,7 @@ def test_learns_to_tell_frames_apart(optimizer):
         outcome = method({"views": [images + part for part in noise]}, step)
         outcome.loss.backward()
         stepper.step()
-        losses.append(float(outcome.loss))
+        losses.append(outcome.loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert outcome.features.shape == (16, 16)
 

@@ -219,15 +219,15 @@ class DinoV2Recipe(Recipe):
 
     @classmethod
     def tiny(cls) -> Self:
-        """64 pixels in patches of 8, four blocks, four local crops, 1024 prototypes."""
+        """64 pixels in patches of 8, four blocks, two local crops, 1024 prototypes."""
         return cls(
-            epochs=20,
-            batch_size=64,
+            epochs=12,
+            batch_size=32,
             architecture="mini",
             patch=8,
             size=64,
             local_size=32,
-            local_count=4,
+            local_count=2,
             global_scale=(0.4, 1.0),
             local_scale=(0.1, 0.4),
             flip=0.0,
@@ -240,7 +240,7 @@ class DinoV2Recipe(Recipe):
             centering="sinkhorn",
             teacher_warmup_epochs=5,
             momentum=0.99,
-            base_lr=4e-3,
+            base_lr=5e-3,
             warmup_epochs=2,
             patch_embed_scale=1.0,
         )

@@ -142,7 +142,7 @@ class MocoRecipe(Recipe):
                 precision="no",
                 architecture="vit-mini",
                 size=64,
-                patch=8,
+                patch=16,
                 dim=64,
                 hidden=512,
                 crop_min=0.5,

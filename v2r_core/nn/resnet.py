@@ -203,9 +203,13 @@ class ResNet(nn.Module):
         self.embedding_dim = inputs
         self.fc: nn.Module = nn.Identity()
         _init(self, dialect)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to (N, embedding_dim), or to what `fc` makes of that."""
+        if self.training:
+            # A tenth faster on a CPU and on tensor cores; an exported graph has no use for it.
+            images = images.contiguous(memory_format=torch.channels_last)
         values = functional.relu(self.bn1(self.conv1(images)))
         if not self.small:
             if self.dialect == "simclr":
