@@ -205,7 +205,9 @@ def test_state_has_everything():
 
 
 def test_schedules():
-    method = build(base_lr=0.64, warmup_epochs=1, teacher_warmup_epochs=3, teacher_temperature=0.07)
+    method = build(
+        base_lr=0.64, warmup_epochs=1, teacher_warmup_epochs=3, teacher_temperature=0.07, teacher_temperature_start=0.04
+    )
     rates = [method.schedule(step)["lr"] for step in range(24)]
     assert rates[0] == 0 and rates[3] == rates[4] == pytest.approx(0.01) and rates[-1] > method.recipe.min_lr
     temperatures = [method.schedule(step)["teacher_temperature"] for step in range(24)]
