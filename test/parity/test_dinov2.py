@@ -119,7 +119,7 @@ def test_ibot(stored):
 
 def test_koleo(stored):
     x = tensor(stored, "koleo/x").requires_grad_()
-    loss = koleo_loss(x)
+    loss = koleo_loss(x, stored["koleo/eps"].item())
     assert_close(loss, stored["koleo/expected_loss"], FORMULA)
     loss.backward()
     assert_close(x.grad, stored["koleo/expected_grad"], FORMULA)
@@ -146,6 +146,8 @@ def test_collate(stored):
         (side, side),
         ratio=(number("mask_ratio_min"), number("mask_ratio_max")),
         probability=number("mask_probability"),
+        min_patches=stored["block_mask/min_patches"].item(),
+        min_aspect=stored["block_mask/min_aspect"].item(),
     )
     masks = sampler.draw(random.Random(number("seed")), number("batch"))
     np.testing.assert_array_equal(masks, stored["collate/expected_mask"])

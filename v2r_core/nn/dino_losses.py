@@ -159,11 +159,12 @@ def ibot_loss(student: Tensor, teacher: Tensor, weights: Tensor, images: int, te
     return (weights * soft_cross_entropy(student, teacher, temperature)).sum() / images
 
 
-def koleo_loss(features: Tensor) -> Tensor:
+def koleo_loss(features: Tensor, eps: float = KOLEO_EPS) -> Tensor:
     """Kozachenko-Leonenko regulariser: drives each feature away from its nearest neighbour (DINOv2, "KoLeo").
 
     Args:
         features: (N, D), N at least 2; not normalised yet.
+        eps: least norm of a feature, and what is added to a distance before its logarithm.
 
     Returns:
         scalar, minus the mean log distance. The gradient goes to both ends of a distance.
@@ -173,8 +174,8 @@ def koleo_loss(features: Tensor) -> Tensor:
     """
     if len(features) < 2:
         raise ValueError(f"{len(features)} images in the batch have no neighbours; use larger batches or no KoLeo")
-    points = functional.normalize(features.float(), dim=-1, eps=KOLEO_EPS)
+    points = functional.normalize(features.float(), dim=-1, eps=eps)
     with torch.no_grad():
         nearest = (points @ points.T).fill_diagonal_(-1).argmax(dim=1)
     distances = functional.pairwise_distance(points, points[nearest], eps=KOLEO_EPS)
-    return -torch.log(distances + KOLEO_EPS).mean()
+    return -torch.log(distances + eps).mean()
