@@ -111,18 +111,19 @@ def test_nan_loss_names_the_step_and_the_files_and_leaves_a_dump(videos, tmp_pat
     assert checkpoint.step_of(checkpoint.latest_checkpoint(tmp_path / "run")) == 3
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(videos, recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("victim", ["optimizer.safetensors", "rng-0.safetensors", "method.safetensors"])
+def test_a_full_disk_leaves_the_previous_checkpoint(victim, videos, recipe, tmp_path, monkeypatch):
     train("toy", recipe, [videos], tmp_path / "run", options(stop_after=3))
     before = weights(tmp_path / "run")
-    save = checkpoint._save
+    save = checkpoint.save_tensors
 
     def full(tensors, file, metadata=None):
-        if file.name == "optimizer.safetensors":
+        if file.name == victim:
             file.write_bytes(b"half")
             raise OSError(28, "No space left on device")
         save(tensors, file, metadata)
 
-    monkeypatch.setattr(checkpoint, "_save", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(TrainingError, match="No space left on device"):
         train("toy", recipe, [videos], tmp_path / "run", options(resume=True))
     assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]

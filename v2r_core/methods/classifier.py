@@ -19,8 +19,7 @@ from v2r_core.nn.projection import ProjectionHead, ProjectionLayer
 from v2r_core.nn.resnet import SimCLRResNet
 from v2r_core.video.augment import View
 from v2r_core.video.clips import DataSpec
-
-UNLABELLED = -1
+from v2r_core.video.labels import UNLABELLED
 
 
 class Classifier(nn.Module):

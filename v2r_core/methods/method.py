@@ -12,11 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from v2r_core.encoders.encoder import Encoder
-from v2r_core.video.clips import DataSpec
-
-Batch = dict[str, Any]
-"""What the loader yields: `views`, a list of float tensors (N, 3, h, w) or (N, 3, T, h, w); `names`, where each sample
-is from; and what the method's mask sampler drew."""
+from v2r_core.video.clips import Batch, DataSpec
 
 
 @dataclass(frozen=True, kw_only=True)

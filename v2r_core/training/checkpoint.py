@@ -132,15 +132,15 @@ def save_checkpoint(
     partial.mkdir(parents=True, exist_ok=True)
     try:
         tensors, numbers = _flatten(optimizer.state_dict())
-        _save(method.state_dict(), partial / METHOD)
-        _save(tensors, partial / OPTIMIZER)
+        save_tensors(method.state_dict(), partial / METHOD)
+        save_tensors(tensors, partial / OPTIMIZER)
         write_json(partial / STATE, {"step": step, "optimizer": numbers, "scaler": dict(scaler)})
         _sync(partial)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        drop_partial(run, step)
         raise OSError(f"{target}: not saved ({error}); free some space, the older checkpoints are untouched") from error
     for old in list_checkpoints(run)[:-keep]:
         shutil.rmtree(old)
@@ -150,6 +150,11 @@ def save_checkpoint(
 def partial_folder(run: Path, step: int) -> Path:
     """Where a checkpoint is put together."""
     return run / CHECKPOINTS / f"partial-{step:08d}"
+
+
+def drop_partial(run: Path, step: int) -> None:
+    """Removes what there is of a checkpoint that cannot be completed."""
+    shutil.rmtree(partial_folder(run, step), ignore_errors=True)
 
 
 def write_rng(run: Path, step: int, rank: int) -> None:
@@ -166,7 +171,7 @@ def write_rng(run: Path, step: int, rank: int) -> None:
     for number, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
         tensors[f"cuda.{number}"] = state
     numbers = {"numpy": [kind, position, has_gauss, gauss], "python": [version, next_gauss]}
-    _save(tensors, folder / f"rng-{rank}.safetensors", {"numbers": json.dumps(numbers)})
+    save_tensors(tensors, folder / f"rng-{rank}.safetensors", {"numbers": json.dumps(numbers)})
 
 
 def restore_rng(checkpoint: Path, rank: int) -> None:
@@ -237,8 +242,17 @@ def load_run_encoder(run: str | Path) -> Encoder:
     return encoder
 
 
-def _save(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file, metadata)
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors of any device and layout as safetensors.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    plain_tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    try:
+        save_file(plain_tensors, file, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{file}: not written ({error})") from error
 
 
 def _load(file: Path) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from v2r_core.methods import load_method
@@ -208,18 +207,27 @@ class _Trainer:
 
     def _save(self, done: int, log: RunLog, final: bool) -> None:
         accelerator = self.accelerator
-        checkpoint.write_rng(self.run_folder, done, accelerator.process_index)
+        lost: OSError | None = None
+        try:
+            checkpoint.write_rng(self.run_folder, done, accelerator.process_index)
+        except OSError as error:
+            lost = error
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
             optimizer = self.stepper.optimizer
             try:
+                if lost is not None:
+                    raise lost
                 checkpoint.save_checkpoint(self.run_folder, done, self.method, optimizer, scaler, self.options.keep)
             except OSError as error:
-                if final:
-                    raise TrainingError(f"step {done}: the last checkpoint is lost: {error}") from error
-                # A full disk must not end a run that may have space again by the next checkpoint.
-                log.say(f"step {done}: {error}")
+                lost = error
+                checkpoint.drop_partial(self.run_folder, done)
+        if lost is not None and final:
+            raise TrainingError(f"step {done}: the last checkpoint is lost: {lost}") from lost
+        if lost is not None:
+            # A full disk must not end a run that may have space again by the next checkpoint.
+            log.say(f"step {done}: {lost}")
         accelerator.wait_for_everyone()
 
     def _dump(self, batch: Batch, step: int, outcome: Step) -> str:
@@ -227,13 +235,9 @@ class _Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"views.{number}": view for number, view in enumerate(batch["views"])}
         tensors |= {key: value for key, value in batch.items() if isinstance(value, Tensor)}
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / "batch.safetensors"
-        )
+        checkpoint.save_tensors(tensors, folder / "batch.safetensors")
         state = self.method.state_dict()
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / "method.safetensors"
-        )
+        checkpoint.save_tensors(state, folder / "method.safetensors")
         metrics = {key: float(value) for key, value in outcome.metrics.items()}
         broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
         checkpoint.write_json(
