@@ -95,7 +95,7 @@ def test_batch_that_does_not_divide(videos, recipe, tmp_path):
 def test_too_few_examples(videos, tmp_path, toy):
     from toy_method import ToyRecipe
 
-    with pytest.raises(ValueError, match="40 examples are fewer than one batch of 64"):
+    with pytest.raises(ValueError, match="40 examples make no batch of 64"):
         train("toy", ToyRecipe(epochs=1, batch_size=64), [videos], tmp_path / "run", options())
 
 

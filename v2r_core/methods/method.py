@@ -142,7 +142,6 @@ class Method(nn.Module, abc.ABC):
 
         Its groups carry `lr_scale` and `wd_scale`: before every step the trainer sets `lr` and `weight_decay` of each
         to the value of `schedule` times that. A group with `lr_key` takes that entry of `schedule` in place of `lr`.
-        One with `fixed` set is left alone.
         """
 
     @abc.abstractmethod

@@ -30,7 +30,7 @@ from v2r_core.training.collapse import CollapseWatch
 from v2r_core.training.log import RunLog
 from v2r_core.training.options import RunOptions
 from v2r_core.training.record import claim, new_record
-from v2r_core.video.clips import ClipDataset, find_videos, finish, make_loader
+from v2r_core.video.clips import ClipDataset, find_videos, finish, make_loader, steps_per_epoch
 from v2r_core.video.labels import Labels, read_labels
 
 
@@ -72,7 +72,7 @@ def train(
         videos = [video for video in videos if video in labels.of_video]
     dataset = ClipDataset(videos, method_type.data(recipe), seed=options.seed, every=options.every, cache=options.cache)
     micro = _micro_batch(recipe, options, accelerator.num_processes)
-    horizon = Horizon(_steps_per_epoch(len(dataset), recipe), recipe.epochs, recipe.batch_size, len(dataset))
+    horizon = Horizon(steps_per_epoch(len(dataset), recipe.batch_size), recipe.epochs, recipe.batch_size, len(dataset))
     # The same weights on every process; different dropout afterwards.
     torch.manual_seed(options.seed)
     method = method_type(recipe, horizon)
@@ -285,9 +285,8 @@ def set_rates(optimizer: torch.optim.Optimizer, method: Method, step: int) -> di
     """Gives every group its learning rate and weight decay for a step; returns the method's whole schedule."""
     values = method.schedule(step)
     for group in optimizer.param_groups:
-        if not group.get("fixed"):
-            group["lr"] = values[group.get("lr_key", "lr")] * group.get("lr_scale", 1.0)
-            group["weight_decay"] = values["weight_decay"] * group.get("wd_scale", 1.0)
+        group["lr"] = values[group.get("lr_key", "lr")] * group.get("lr_scale", 1.0)
+        group["weight_decay"] = values["weight_decay"] * group.get("wd_scale", 1.0)
     return values
 
 
@@ -299,16 +298,6 @@ def _micro_batch(recipe: Recipe, options: RunOptions, processes: int) -> int:
             f"accumulated batches; choose a multiple of {parts}"
         )
     return recipe.batch_size // parts
-
-
-def _steps_per_epoch(examples: int, recipe: Recipe) -> int:
-    steps = examples // recipe.batch_size
-    if steps == 0:
-        raise ValueError(
-            f"{examples} examples are fewer than one batch of {recipe.batch_size}; give more videos, a smaller "
-            "--batch-size or a smaller --every"
-        )
-    return steps
 
 
 def _restore(run: Path, method: Method, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> int:
