@@ -18,7 +18,8 @@ from av.container import InputContainer
 
 from v2r_core import CLIPS
 from v2r_core.video.augment import mae_view, moco_v2_views, vjepa_view
-from v2r_core.video.clips import ClipDataset, DataSpec, finish, make_loader
+from v2r_core.video.batches import finish, make_loader
+from v2r_core.video.clips import ClipDataset, DataSpec
 
 Wanted = list[tuple[str, list[int]]]
 """Clips: path and frame numbers."""

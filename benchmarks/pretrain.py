@@ -31,7 +31,8 @@ from v2r_core.evaluate.features import Embedder, encoder_embedder
 from v2r_core.evaluate.robot import probe_embedder
 from v2r_core.methods import load_method
 from v2r_core.methods.method import Horizon, Recipe
-from v2r_core.training.checkpoint import RUN, latest_checkpoint, load_run_encoder, read_run, step_of
+from v2r_core.methods.runs import RUN, read_run
+from v2r_core.training.checkpoint import latest_checkpoint, load_run_encoder, step_of
 from v2r_core.training.loop import train
 from v2r_core.training.options import RunOptions
 

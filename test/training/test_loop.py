@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from v2r_core.encoders.checkpoints import CheckpointError
+from v2r_core.methods.runs import read_run
 from v2r_core.training import checkpoint
-from v2r_core.training.checkpoint import list_checkpoints, load_run_encoder, read_run
+from v2r_core.training.checkpoint import list_checkpoints, load_run_encoder
 from v2r_core.training.log import read_metrics
 from v2r_core.training.loop import TrainingError, train
 from v2r_core.training.options import RunOptions
-from v2r_core.video.clips import ClipDataset, find_videos
+from v2r_core.video.clips import ClipDataset
+from v2r_core.video.footage import find_videos
 
 HERE = Path(__file__).parent
 

@@ -18,8 +18,9 @@ from PIL import Image
 from v2r_core import CLIPS
 from v2r_core.video import VideoError, frame_cache, open_video
 from v2r_core.video.augment import View, dino_views, simclr_views
-from v2r_core.video.clips import ClipDataset, DataSpec, find_videos, finish, make_loader, steps_per_epoch
-from v2r_core.video.footage import KEPT_OPEN, Reader, Source
+from v2r_core.video.batches import finish, make_loader
+from v2r_core.video.clips import ClipDataset, DataSpec, steps_per_epoch
+from v2r_core.video.footage import KEPT_OPEN, Reader, Source, find_videos
 from v2r_core.video.frame_cache import CacheError, open_cached
 
 SIZE = 48
@@ -117,12 +118,12 @@ def test_every_start_is_an_example(folder):
     assert spec.span == 5
     dataset = ClipDataset([folder], spec)
     assert len(dataset) == 8 + 16 + 5
-    assert dataset.name(0) == f"{folder / 'a.mp4'}#0"
-    assert dataset.name(8) == f"{folder / 'b.mp4'}#0"
+    assert dataset.name(dataset.clip(0)) == f"{folder / 'a.mp4'}#0"
+    assert dataset.name(dataset.clip(8)) == f"{folder / 'b.mp4'}#0"
     assert list(dataset.clip(9).frames) == [1, 3, 5]
-    assert dataset.name(28) == f"{folder / 'more' / 'c.mp4'}#4"
+    assert dataset.name(dataset.clip(28)) == f"{folder / 'more' / 'c.mp4'}#4"
     sparse = ClipDataset([folder], spec, every=3)
-    assert [sparse.name(example).rpartition("#")[2] for example in range(len(sparse))] == [
+    assert [sparse.name(sparse.clip(example)).rpartition("#")[2] for example in range(len(sparse))] == [
         *("0", "3", "6"),
         *("0", "3", "6", "9", "12", "15"),
         *("0", "3"),

@@ -19,6 +19,11 @@ METHODS = {
     "mae": "v2r_core.methods.mae:MAE",
     "ijepa": "v2r_core.methods.ijepa:IJepa",
     "vjepa": "v2r_core.methods.vjepa:VJepa",
+    "vqgan": "v2r_core.methods.vqgan:VQGANMethod",
+    "viper": "v2r_core.methods.viper:Viper",
+    "diffusion-reward": "v2r_core.methods.diffusion_reward:DiffusionRewardMethod",
+    "vip": "v2r_core.methods.vip:Vip",
+    "time-rewarder": "v2r_core.methods.time_rewarder:TimeRewarder",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from v2r_core.encoders.encoder import Encoder
 from v2r_core.video.clips import Batch, DataSpec
+from v2r_core.video.resize import Preprocess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,55 @@ class Step:
     teacher_probs: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class FrozenPart:
+    """What of a network never changes during a run: a tokenizer, a backbone that stays as it was.
+
+    The trainer applies it once to every frame of every video; then a batch has `features` in place of `views`.
+
+    Attributes:
+        name: says which network with which weights it is; features are kept under this name.
+        preprocess: what happens to a frame before.
+        apply: uint8 (N, S, S, 3) to one row a frame, (N, ...).
+    """
+
+    name: str
+    preprocess: Preprocess
+    apply: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class NetworkExport:
+    """A network that the robot runs besides the encoder.
+
+    Attributes:
+        module: in evaluation mode; takes the inputs in their order, returns one tensor, batch axis first.
+        inputs: an example of each, the batch axis first and free in length.
+        output: name of what it returns.
+    """
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    output: str
+
+
+@dataclass(frozen=True)
+class RewardExport:
+    """A reward that was learned, as the exporter needs it.
+
+    Attributes:
+        name: which class of `v2r_core.rewards` computes it.
+        parameters: of that class.
+        networks: by the names that the class knows them by.
+        tensors: numbers that it needs besides, such as a codebook.
+    """
+
+    name: str
+    parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
+    networks: dict[str, NetworkExport] = field(default_factory=dict)
+    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
 class Method(nn.Module, abc.ABC):
     """One way of learning. Queues, centres and averaged networks are buffers and modules: `state_dict` has everything.
 
@@ -132,6 +183,10 @@ class Method(nn.Module, abc.ABC):
             step: number of the optimizer step, from 0.
         """
 
+    def frozen(self) -> FrozenPart | None:
+        """What never changes in this run, None if everything does; asked after `begin` or the checkpoint."""
+        return None
+
     def forward(self, batch: Batch, step: int) -> Step:
         """The loss, under the name that a wrapper for several processes calls."""
         return self.loss(batch, step)
@@ -162,3 +217,7 @@ class Method(nn.Module, abc.ABC):
     @abc.abstractmethod
     def encoder(self) -> Encoder:
         """What is kept: the backbone that its paper evaluates, in evaluation mode, sharing this module's weights."""
+
+    def reward_export(self) -> RewardExport | None:
+        """The reward that was learned on top of the encoder, None where the encoder is all."""
+        return None

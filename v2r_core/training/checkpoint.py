@@ -12,7 +12,6 @@ data, since the order of the examples follows from seed and step.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -29,10 +28,9 @@ from torch import Tensor
 
 from v2r_core.encoders.checkpoints import CheckpointError, file_sha256, load_strict
 from v2r_core.encoders.encoder import Encoder, WeightsInfo
-from v2r_core.methods import load_method
-from v2r_core.methods.method import Horizon, Method, Recipe
+from v2r_core.methods.method import Method, RewardExport
+from v2r_core.methods.runs import method_of_run, read_run, tuples
 
-RUN = "run.json"
 CHECKPOINTS = "checkpoints"
 METHOD = "method.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -50,39 +48,6 @@ def write_json(path: Path, content: Any) -> None:
 def plain(content: Any) -> Any:
     """What JSON makes of a value: tuples become lists."""
     return json.loads(json.dumps(content))
-
-
-def read_run(run: str | Path) -> dict[str, Any]:
-    """What `run.json` says.
-
-    Raises:
-        CheckpointError: not a run.
-    """
-    file = Path(run).expanduser() / RUN
-    if not file.is_file():
-        raise CheckpointError(f"{file.parent}: no {RUN} in it; give the folder that `v2r train --out` wrote")
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{file}: damaged ({error}); restore it from a backup or train again") from error
-    return content
-
-
-def recipe_of(record: Mapping[str, Any], run: str | Path) -> Recipe:
-    """The recipe that stands in a run's record.
-
-    Raises:
-        CheckpointError: a field that the method's recipe does not have, or lacks.
-    """
-    recipe_type = load_method(record["method"]).recipe_type
-    known = {field.name for field in dataclasses.fields(recipe_type)}
-    if unknown := sorted(set(record["recipe"]) - known):
-        raise CheckpointError(
-            f"{run}: recipe fields {', '.join(unknown)} are unknown; it was trained by another version"
-        )
-    # JSON knows lists only, recipes only tuples.
-    values = {key: _tuples(value) for key, value in record["recipe"].items()}
-    return recipe_type(**values)
 
 
 def list_checkpoints(run: str | Path) -> list[Path]:
@@ -213,33 +178,27 @@ def restore(checkpoint: Path, method: Method, optimizer: torch.optim.Optimizer |
     return state
 
 
-def load_method_of_run(run: str | Path) -> Method:
-    """The method of a run, with the weights of its newest checkpoint.
-
-    Raises:
-        CheckpointError: not a run, no checkpoint, or one that does not fit.
-    """
-    record = read_run(run)
-    method = load_method(record["method"])(recipe_of(record, run), Horizon(**record["horizon"]))
-    restore(latest_checkpoint(run), method)
-    return method
-
-
 def load_run_encoder(run: str | Path) -> Encoder:
-    """The encoder that a run has learned so far.
+    """The encoder that a run has learned so far; see `load_run`."""
+    return load_run(run)[0]
+
+
+def load_run(run: str | Path) -> tuple[Encoder, RewardExport | None]:
+    """The encoder that a run has learned so far, and its reward, where it has learned one.
 
     Raises:
         CheckpointError: not a run, no checkpoint, or one that does not fit.
     """
     checkpoint = latest_checkpoint(run)
     record = read_run(run)
-    encoder = load_method_of_run(run).encoder().eval()
+    method = method_of_run(run)
+    encoder = method.encoder().eval()
     encoder.weights = WeightsInfo(
         source=f"trained with {record['method']}, {step_of(checkpoint)} steps, on {len(record['sources'])} videos",
         license="as the videos that it was trained on",
         sha256=file_sha256(checkpoint / METHOD),
     )
-    return encoder
+    return encoder, method.reward_export()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -290,11 +249,7 @@ def _unflatten(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], fresh:
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     groups = [
-        {key: _tuples(value) if key != "params" else value for key, value in group.items()}
+        {key: tuples(value) if key != "params" else value for key, value in group.items()}
         for group in numbers["groups"]
     ]
     return {"state": state, "param_groups": groups}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -27,10 +27,13 @@ from v2r_core.methods import load_method
 from v2r_core.methods.method import Batch, Horizon, Method, Recipe, Step
 from v2r_core.training import checkpoint
 from v2r_core.training.collapse import CollapseWatch
+from v2r_core.training.features import frame_features
 from v2r_core.training.log import RunLog
 from v2r_core.training.options import RunOptions
 from v2r_core.training.record import claim, new_record
-from v2r_core.video.clips import ClipDataset, find_videos, finish, make_loader, steps_per_epoch
+from v2r_core.video.batches import finish, make_loader
+from v2r_core.video.clips import ClipDataset, steps_per_epoch
+from v2r_core.video.footage import find_videos
 from v2r_core.video.labels import Labels, read_labels
 
 
@@ -96,6 +99,9 @@ def train(
     wrapped, stepper = accelerator.prepare(method, optimizer)
     torch.manual_seed(options.seed * 1000 + accelerator.process_index)
     start = _restore(run, method, optimizer, accelerator) if options.resume else 0
+    frozen = method.frozen()
+    if frozen is not None:
+        dataset.features = frame_features(frozen, dataset, accelerator.device, options.cache)
     last = min(horizon.steps, options.stop_after) if options.stop_after else horizon.steps
     loader = make_loader(
         dataset,
@@ -233,7 +239,7 @@ class _Trainer:
     def _dump(self, batch: Batch, step: int, outcome: Step) -> str:
         folder = self.run_folder / f"not-finite-step-{step}-rank-{self.accelerator.process_index}"
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"views.{number}": view for number, view in enumerate(batch["views"])}
+        tensors = {f"views.{number}": view for number, view in enumerate(batch.get("views", []))}
         tensors |= {key: value for key, value in batch.items() if isinstance(value, Tensor)}
         checkpoint.save_tensors(tensors, folder / "batch.safetensors")
         state = self.method.state_dict()

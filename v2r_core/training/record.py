@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from v2r_core.encoders.checkpoints import CheckpointError
 from v2r_core.methods.method import Horizon, Recipe
-from v2r_core.training.checkpoint import RUN, plain, read_run, write_json
+from v2r_core.methods.runs import RUN, read_run
+from v2r_core.training.checkpoint import plain, write_json
 from v2r_core.video.clips import ClipDataset
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
@@ -23,10 +27,17 @@ def new_record(method: str, recipe: Recipe, horizon: Horizon, dataset: ClipDatas
         "horizon": dataclasses.asdict(horizon),
         "sources": [source.path for source in dataset.sources],
         "skipped": [list(entry) for entry in dataset.skipped],
+        "fps": _median_rate(dataset),
         "software": {package: version(package) for package in _PACKAGES},
     }
     result: dict[str, Any] = plain(record)
     return result
+
+
+def _median_rate(dataset: ClipDataset) -> float | None:
+    """Frames a second of the videos, their median; None where none of them has a rate."""
+    rates = [source.fps for source in dataset.sources if math.isfinite(source.fps)]
+    return float(np.median(rates)) if rates else None
 
 
 def claim(run: Path, record: dict[str, Any], resume: bool) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Interpolation = Literal["bilinear", "bicubic"]
-Crop = Literal["torchvision", "tensorflow"]
+Crop = Literal["torchvision", "tensorflow", "whole"]
 JitterKind = Literal["torchvision", "simclr"]
 BlurKind = Literal["pil", "torchvision", "simclr"]
 Order = Literal["jitter_first", "gray_first"]
@@ -36,6 +36,7 @@ class View:
         crop: how the box is drawn. `torchvision`: area uniform, ratio log-uniform, 10 tries, then the largest centred
             box with an allowed ratio. `tensorflow`: sample_distorted_bounding_box as SimCLR calls it: ratio uniform,
             height uniform among those within `scale`, at least a tenth of the frame, 100 tries, then the whole frame.
+            `whole`: the whole frame, squashed to a square; `scale` and `ratio` do not matter.
         flip: probability of mirroring left and right.
         jitter: strengths of brightness, contrast, saturation and hue, or None; they come in random order. Factors are
             uniform in [max(0, 1 - strength), 1 + strength]; hue turns by [-strength, strength] of a full turn.
@@ -246,6 +247,20 @@ def ijepa_view(size: int = 224) -> tuple[View]:
 def vjepa_view(size: int = 224) -> tuple[View]:
     """V-JEPA: one crop and flip for the whole clip (appendix on pre-training)."""
     return (View(size, scale=(0.3, 1.0), ratio=(0.75, 1.35), interpolation="bilinear"),)
+
+
+def whole_view(
+    size: int,
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+) -> View:
+    """The whole frame as it is, squashed to a square: what VQ-GANs learn from, in [-1, 1]."""
+    return View(size, crop="whole", interpolation="bilinear", flip=0.0, mean=mean, std=std)
+
+
+def vip_view(size: int = 224) -> View:
+    """VIP: one crop for all frames of a sample, no colours, no flip (appendix on Ego4D pre-training); in [0, 1]."""
+    return View(size, (0.2, 1.0), interpolation="bilinear", flip=0.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def _check_interval(name: str, values: tuple[float, float], largest: float) -> None:

@@ -26,11 +26,11 @@ class Clip:
 
     Attributes:
         source: number of the video.
-        frames: numbers of its frames, ascending.
+        frames: numbers of its frames; clips have them in ascending order.
     """
 
     source: int
-    frames: range
+    frames: Sequence[int]
 
 
 @dataclass(frozen=True)

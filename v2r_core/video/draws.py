@@ -36,6 +36,7 @@ class Key(IntEnum):
     BATCH = 2
     MASKS = 3
     SPARE = 4
+    PICK = 5
 
 
 def random_seed(seed: int, key: Key, *numbers: int) -> int:
@@ -110,6 +111,9 @@ def draw_boxes(view: View, uniforms: Uniforms, heights: NDArray[np.int64], width
         heights: of the frames, (N,) in pixels.
         widths: of the frames, (N,).
     """
+    if view.crop == "whole":
+        edges = np.zeros_like(heights)
+        return Boxes(np.stack([edges, edges, heights, widths], axis=1), uniforms[:, _FLIP] < view.flip)
     tries = uniforms[:, _COLUMNS:].reshape(len(uniforms), _tries(view), 4)
     draw = _torchvision_boxes if view.crop == "torchvision" else _tensorflow_boxes
     return Boxes(draw(view, tries, heights[:, None], widths[:, None]), uniforms[:, _FLIP] < view.flip)
@@ -141,7 +145,7 @@ def draw_look(view: View, uniforms: Uniforms, batch_uniform: float) -> Look:
 
 
 def _tries(view: View) -> int:
-    return TORCHVISION_TRIES if view.crop == "torchvision" else TENSORFLOW_TRIES
+    return {"torchvision": TORCHVISION_TRIES, "tensorflow": TENSORFLOW_TRIES, "whole": 0}[view.crop]
 
 
 def _torchvision_boxes(

@@ -29,12 +29,14 @@ class Source:
         frames: number of frames.
         height: of its frames in pixels.
         width: of its frames in pixels.
+        fps: frames a second; NaN where a single frame has none.
     """
 
     path: str
     frames: int
     height: int
     width: int
+    fps: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def index_sources(
         try:
             with _open(path, cache) as video:
                 height, width, _ = video[0].shape
-                source = Source(path, len(video), height, width)
+                source = Source(path, len(video), height, width, video.fps)
         except (VideoError, OSError) as error:
             skipped.append((path, str(error)))
             continue
