@@ -112,7 +112,7 @@ def load_goal(path: str | Path) -> Goal:
         raise ValueError(f"{path}: {error}") from error
 
 
-def goal_from_images(embeddings: NDArray[np.float32], name: str) -> Goal:
+def goal_from_images(embeddings: NDArray[np.float32], name: str, keep_all: bool = False) -> Goal:
     """A goal out of one or several goal images: the mean of their embeddings, as in VIP's trajectory optimisation.
 
     Without a demonstration nothing can be calibrated: progress and uncertainty will be NaN.
@@ -120,6 +120,7 @@ def goal_from_images(embeddings: NDArray[np.float32], name: str) -> Goal:
     Args:
         embeddings: float32 (N, D), or (N, C, D) with C cameras.
         name: identifier.
+        keep_all: keep every image as a milestone, for rewards that take several goals in no order.
 
     Raises:
         ValueError: no image, another shape, or a number that is not finite.
@@ -127,11 +128,11 @@ def goal_from_images(embeddings: NDArray[np.float32], name: str) -> Goal:
     images = _with_cameras(embeddings)
     return Goal(
         name=name,
-        milestones=images.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32),
+        milestones=images if keep_all else images.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32),
         milestone_frames=np.zeros(0, np.int64),
         demonstration=np.zeros((0, *images.shape[1:]), np.float32),
         demonstration_progress=np.zeros(0, np.float32),
-        spreads=np.zeros(1, np.float32),
+        spreads=np.zeros(len(images) if keep_all else 1, np.float32),
         uncertainty_threshold=float("nan"),
     )
 

@@ -113,6 +113,10 @@ class GoalDistance:
             uncertainty=uncertainty,
         )
 
+    def observe_many(self, embeddings: NDArray[np.float32]) -> list[RewardSample]:
+        """Scores embedded frames, float32 (T, C, D), in their order."""
+        return [self.observe(embedding) for embedding in embeddings]
+
     def step(self, frame: NDArray[np.uint8]) -> RewardSample:
         """Scores one prepared frame, uint8 (S, S, 3), or one per camera, uint8 (C, S, S, 3)."""
         return self.observe(self.embed(as_cameras(frame)))

@@ -16,6 +16,9 @@ RewardKind = Literal["value", "step_reward"]
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Prepared frames, uint8 RGB (N, S, S, 3), to embeddings, float32 (N, D). A torch module or an ONNX session."""
 
+Network = Callable[..., NDArray[Any]]
+"""A network besides the encoder: arrays by input name, batch axis first, to one array."""
+
 
 @dataclass(frozen=True)
 class RewardSample:

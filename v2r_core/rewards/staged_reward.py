@@ -180,6 +180,10 @@ class StagedReward:
         completion = min(max(self._threshold, float(self._spread[stage]) / self._reference), MAX_COMPLETION)
         return stage - count + min(1.0, (1.0 - normalized) / (1.0 - completion))
 
+    def observe_many(self, embeddings: NDArray[np.float32]) -> list[RewardSample]:
+        """Scores embedded frames, float32 (T, C, D), in their order."""
+        return [self.observe(embedding) for embedding in embeddings]
+
     def step(self, frame: NDArray[np.uint8]) -> RewardSample:
         """Scores one prepared frame, uint8 (S, S, 3), or one per camera, uint8 (C, S, S, 3)."""
         return self.observe(self.embed(as_cameras(frame)))
