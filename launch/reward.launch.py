@@ -33,7 +33,7 @@ ARGUMENTS = {
     "image": ("image", "camera topic (sensor_msgs/Image); with compressed:=true its /compressed sibling is used"),
     "compressed": ("false", "subscribe to <image>/compressed"),
     "model": ("", "folder of a bundle; empty: the shipped default"),
-    "reward": ("", "vip, uvd or pixel; empty: the bundle's"),
+    "reward": ("", "vip, uvd, pixel, or what the bundle has learned; empty: the bundle's"),
     "goal": ("", "goal image or demonstration video, relative to goals_dir or package://; empty: set it later"),
     "goals_dir": ("", "folder that goal files must lie in; empty: the shipped clips"),
     "params_file": ("", "YAML file of parameters; the arguments above win where they are not empty"),

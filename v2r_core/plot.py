@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from v2r_core.rewards.reward import RewardCurve
+from v2r_core.rewards.uvd import Decomposition
 
 FrameAt = Callable[[int], NDArray[np.uint8]]
 """Frame number to uint8 RGB (H, W, 3)."""
@@ -129,6 +130,57 @@ def draw_comparison(path: str | Path, clips: Sequence[Clip], title: str = "") ->
         last.set_ylim(-0.04, 1.04)
     last.set_xlabel("time (fraction of the clip)")
     last.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+    _save(figure, path)
+
+
+def draw_subgoals(
+    path: str | Path, frames: FrameAt, stamps: NDArray[np.float64], subgoals: Decomposition, title: str
+) -> None:
+    """Draws how a video was split: film strip, the subgoals, and the distances in which they were found.
+
+    Args:
+        path: the PNG to write.
+        frames: access to the video.
+        stamps: (T,) float64 seconds, ascending.
+        subgoals: what `decompose` made of all T frames, its curves among it.
+        title: one line.
+
+    Raises:
+        ValueError: no frames.
+    """
+    if not len(stamps):
+        raise ValueError("no frames to draw; give a video with at least one")
+    times = np.asarray(stamps, np.float64) - stamps[0]
+    strip = _thumbnails(frames, times)
+    pictures = [_shrink(frames(int(index))) for index in subgoals.indices]
+    # The strip's slots keep their width however many subgoals there are; what is left of the row stays white.
+    padded = [pictures[row : row + STRIP_FRAMES] for row in range(0, len(pictures), STRIP_FRAMES)]
+    figure, axes = _stack([_strip_height(strip), *[_strip_height(pictures)] * len(padded), 2.4], title)
+    _draw_strip(axes[0], strip)
+    for row, (axis, images) in enumerate(zip(axes[1:-1], padded, strict=True)):
+        white = np.full_like(images[0], 255)
+        _draw_strip(axis, images + [white] * (STRIP_FRAMES - len(images)), GREEN)
+        for slot in range(len(images)):
+            number = row * STRIP_FRAMES + slot
+            axis.text(
+                slot + 0.05,
+                0.05,
+                f"{number + 1}: frame {subgoals.indices[number]}",
+                fontsize=8,
+                color=INK,
+                backgroundcolor="white",
+            )
+    last = axes[-1]
+    _style(last, "distance to the subgoal")
+    for level, curve in enumerate(subgoals.curves):
+        colour = LINES[level % len(LINES)]
+        last.plot(times[: len(curve)], curve, color=colour, linewidth=1.6)
+    for index in subgoals.indices:
+        last.axvline(times[index], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.7)
+    last.set_xlim(0, max(float(times[-1]), 1e-3))
+    last.set_xlabel("time (s)")
+    if not subgoals.curves:
+        _note(last, "too short to be split: the end is the only goal")
     _save(figure, path)
 
 

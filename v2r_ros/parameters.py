@@ -67,7 +67,12 @@ class Spec:
 
 REWARD_NODE = (
     Spec("model", "", "folder of the bundle; empty: the shipped EfficientNet-Lite0"),
-    Spec("reward", "", "which reward to compute; empty: the bundle's", choices=("", "vip", "uvd", "pixel")),
+    Spec(
+        "reward",
+        "",
+        "which reward to compute; empty: the bundle's; time, viper and diffusion only if it has learned them",
+        choices=("", "vip", "uvd", "pixel", "time", "viper", "diffusion"),
+    ),
     Spec("precision", "auto", "graph to run; auto: fp16 on a GPU, fp32 on a CPU", choices=("auto", "fp32", "fp16")),
     Spec("providers", ("auto",), "ONNX Runtime providers in order of preference, out of tensorrt, cuda, cpu; or auto"),
     Spec("threads", 1, "CPU threads of the encoder", low=1, high=64),

@@ -121,6 +121,7 @@ class RewardNode(GuardedLifecycleNode):
             threads=self._parameter("threads"),
             parameters={} if len(self._cameras) == 1 else {"cameras": self._parameter("camera_rule")},
             cameras=len(self._cameras),
+            paced=True,
         )
         milliseconds = scorer.session.warm_up()
         new = MessageScorer(
@@ -191,6 +192,8 @@ class RewardNode(GuardedLifecycleNode):
         if camera:  # only the first camera sets the pace
             return
         self._last_arrival_ns = self._now_ns()
+        if self._scorer is None or not self._scorer.due(message):
+            return
         self._mailbox.put(tuple(self._newest))
         # Leaves the interpreter to the worker until it is inside resizing and inference, which need none; otherwise it
         # competes with this thread, which builds its next wait set, for a millisecond of latency.

@@ -27,6 +27,10 @@ NAN = float("nan")
 # by less it is a frame that came too late.
 RESTART_NS = 1_000_000_000
 MAX_DURATION_S = 2**31 - 1
+# In periods of a reward's window: a frame this early is taken, since a camera does not keep time exactly; after a frame
+# this late the window holds another stretch of time than it was trained on.
+EARLIEST = 0.9
+LATEST = 1.5
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class MessageScorer:
         self._max_skew = max_skew
         self._max_gap_ns = int(max_gap * 1e9)
         self._last_ns = 0
+        self._due_ns = 0
         self.frame_count = 0
         self._lock = threading.Lock()
 
@@ -131,6 +136,18 @@ class MessageScorer:
             self.scorer.reset()
             self.episode += 1
             self._last_ns = 0
+
+    def due(self, image: Image | CompressedImage) -> bool:
+        """Whether an image's turn has come; a reward with a window of frames wants them its period apart.
+
+        Images that come earlier are to be left out. Remembers the one that it lets through.
+        """
+        period, stamp_ns = self.scorer.period, _nanoseconds(image)
+        since = stamp_ns - self._due_ns
+        if period is not None and stamp_ns and 0 < since < EARLIEST * period * 1e9:
+            return False
+        self._due_ns = stamp_ns
+        return True
 
     def score(self, images: Image | CompressedImage | Images, now_ns: int, dropped: int = 0) -> Scored:
         """Answers one image, or one of each camera. Never raises for anything that they, a model or a goal can do.
@@ -177,6 +194,8 @@ class MessageScorer:
             problem = "stamps jumped back: the stream was restarted, so a new episode begins"
             self.scorer.reset()
             self.episode += 1
+        else:
+            problem = self._broken_window(stamp_ns)
         gap = 0 < self._last_ns < stamp_ns - self._max_gap_ns
         frame = None
         try:
@@ -194,6 +213,17 @@ class MessageScorer:
             # What changed while the camera was away is not the reward of one step.
             sample, status = replace(sample, reward=NAN, raw_reward=NAN), Status.WARMING_UP
         return sample, status, problem, frame
+
+    def _broken_window(self, stamp_ns: int) -> str:
+        """Why a window of frames has to start anew; empty if it need not."""
+        period, since = self.scorer.period, (stamp_ns - self._last_ns) * 1e-9
+        if period is None or not self._last_ns or since <= LATEST * period:
+            return ""
+        self.scorer.reset()
+        return (
+            f"frames come {since:.3f} s apart, the reward's window wants {period:.3f} s: camera or model is too slow, "
+            "so it is warming up again; raise the rate, or train with a larger stride"
+        )
 
     def _refusal(self, stamp_ns: int, now_ns: int) -> str:
         """Why an image with that stamp is not scored; empty if it is."""

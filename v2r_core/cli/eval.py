@@ -1,4 +1,4 @@
-"""`v2r eval`: how good an encoder is, from frozen features."""
+"""`v2r eval`: how good an encoder is, from frozen features, or a reward, on labelled episodes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from v2r_core.cli.eval_reward import EvalReward
 from v2r_core.deploy.bundle import MANIFEST
 from v2r_core.encoders.zoo import create_encoder
 from v2r_core.evaluate.features import (
@@ -121,8 +122,7 @@ class Probe:
         return linear_probe(*known, protocol=self.protocol, epochs=self.epochs, seed=self.seed)
 
 
-# With a single sub-command tyro would drop its name; the hidden None keeps it.
-Eval = Annotated[Probe, tyro.conf.subcommand("probe")] | Annotated[None, tyro.conf.Suppress]
+Eval = Annotated[Probe, tyro.conf.subcommand("probe")] | Annotated[EvalReward, tyro.conf.subcommand("reward")]
 
 
 def open_embedder(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from v2r_core.deploy.bundle import Bundle, RewardSpec
+from v2r_core.deploy.bundle import Bundle, RewardSpec, reward_spec
 from v2r_core.deploy.export import export_bundle, export_encoder
+from v2r_core.deploy.export_networks import export_networks
 from v2r_core.encoders.encoder import Encoder
 from v2r_core.encoders.zoo import DEFAULT_ENCODER, create_encoder, identify_weights
 from v2r_core.video.resize import ResizeMode
+
+if TYPE_CHECKING:
+    from v2r_core.methods.method import RewardExport
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,9 @@ class Export:
     """File with the weights: a VIP or R3M checkpoint, or a state dict for `timm:<model>`."""
     half_weights: bool = False
     """Round the weights to float16 and share them between both graphs: a third of the size."""
-    reward: Literal["vip", "uvd"] = "vip"
-    """Reward that the robot computes on the embeddings; the goal is set at run time."""
+    reward: Literal["learned", "vip", "uvd"] = "learned"
+    """Reward that the robot computes: what the run has learned, vip where it has learned an encoder only; or distance
+    (vip) or staged distance (uvd) to a goal, which is set at run time."""
     name: str | None = None
     """Name of the bundle; by default the encoder's."""
     size: int | None = None
@@ -51,14 +57,19 @@ class Export:
         """
         console = Console()
         with console.status(f"exporting {self.encoder}"):
-            encoder = self._encoder()
+            encoder, learned = self._encoder()
             exported = export_encoder(encoder, self.out, self.half_weights, self.force)
             called = self.name or encoder.name.replace(":", "-")
-            bundle = export_bundle(exported, self.out, name=called, reward=RewardSpec(name=self.reward))
+            if learned is None or self.reward != "learned":
+                spec, parts = RewardSpec(name="vip" if self.reward == "learned" else self.reward), None
+            else:
+                spec = reward_spec(learned.name, learned.parameters, _rate_of(Path(self.encoder)))
+                parts = export_networks(learned.networks, learned.tensors, self.out)
+            bundle = export_bundle(exported, self.out, name=called, reward=spec, learned=parts)
         console.print(_report(bundle))
         return 0
 
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> tuple[Encoder, RewardExport | None]:
         name, weights = self.encoder, self.weights
         path = Path(name).expanduser()
         if (path / "run.json").is_file():
@@ -67,12 +78,18 @@ class Export:
                     f"{path}: a run has its own weights, size and mode; leave --weights, --size, --mode away"
                 )
             # The methods and the trainer are needed for runs only.
-            from v2r_core.training.checkpoint import load_run_encoder  # noqa: PLC0415
+            from v2r_core.training.checkpoint import load_run  # noqa: PLC0415
 
-            return load_run_encoder(path)
+            return load_run(path)
         if weights is None and path.is_file():
             name, weights = identify_weights(path), path
-        return create_encoder(name, weights, seed=self.seed, size=self.size, mode=self.mode)
+        return create_encoder(name, weights, seed=self.seed, size=self.size, mode=self.mode), None
+
+
+def _rate_of(run: Path) -> float | None:
+    """Frames a second of the videos of a run."""
+    fps: float | None = json.loads((run.expanduser() / "run.json").read_text()).get("fps")
+    return fps
 
 
 def _report(bundle: Bundle) -> Table:
@@ -85,4 +102,6 @@ def _report(bundle: Bundle) -> Table:
     table.add_row("together", f"{total / 1e6:.2f} MB", "", end_section=True)
     for key, value in manifest.encoder.parity.items():
         table.add_row(key, f"{value:.7g}", "")
+    for key, network in manifest.networks.items():
+        table.add_row(f"{key}, error", f"{network.error:.7g}", "")
     return table

@@ -8,10 +8,12 @@ import sys
 from typing import Any
 
 VERBS = {
-    "train": "a representation from your own videos",
+    "train": "a representation or a reward from your own videos",
     "score": "rewards of a video: curve.csv, curve.png, summary.json",
-    "eval": "how good an encoder is: robot probe, nearest neighbours, linear probe",
-    "export": "an encoder as a bundle for the robot",
+    "eval": "how good an encoder or a reward is",
+    "decompose": "the subgoals of a demonstration, as a picture (UVD)",
+    "export": "an encoder or a reward as a bundle for the robot",
+    "standardize": "mean and deviation of a bundle's step reward on expert videos",
     "models": "encoders and bundles that there are",
     "engine": "build a bundle's TensorRT engine ahead of time",
     "doctor": "what is wrong with this machine, and what to do about it",
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     verb = words[0] if words else "--help"
     if verb in {"-h", "--help"}:
-        print("usage: v2r VERB [OPTIONS]\n\n" + "\n".join(f"  {name:8} {text}" for name, text in VERBS.items()))
+        print("usage: v2r VERB [OPTIONS]\n\n" + "\n".join(f"  {name:11} {text}" for name, text in VERBS.items()))
         print("\nv2r VERB --help lists the options of a verb.")
         return 0
     if verb not in VERBS:

@@ -86,7 +86,7 @@ class Score:
 
     def _score(self, scorer: Scorer, video: Video) -> tuple[VideoScore, list[Frame]]:
         """The scored video, and a picture of each subgoal as far as there is one."""
-        goal = self.goal or ("" if scorer.goal else LAST)
+        goal = self.goal or ("" if scorer.goal or not scorer.reward.needs_goal else LAST)
         # Standard error, so that a pipe gets the summary and nothing else.
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -103,8 +103,7 @@ class Score:
     def _summarise(self, scorer: Scorer, video: Video, scored: VideoScore) -> dict[str, Any]:
         curve, count = scored.curve, len(scored.curve)
         goal = scorer.goal
-        assert goal is not None  # nothing would have been scored without
-        own = self.goal == LAST or (self.goal is None and scorer.bundle.manifest.goal is None)
+        own = goal is not None and (self.goal == LAST or (self.goal is None and scorer.bundle.manifest.goal is None))
         changes = np.flatnonzero(np.diff(curve.subgoal_index, prepend=-1))
         known = curve.progress[np.isfinite(curve.progress)]
         return {
@@ -112,9 +111,12 @@ class Score:
             "frames": count,
             "duration_s": _rounded(scored.stamps[-1] - scored.stamps[0]),
             "reward": scorer.reward_name,
-            "goal": goal.name,
+            "goal": goal.name if goal else None,
             "goal_is_own_last_frame": own,
-            "calibrated": goal.has_demonstration,
+            "calibrated": goal.has_demonstration if goal else False,
+            "mean_reward": _rounded(float(np.mean(curve.raw_reward[np.isfinite(curve.raw_reward)])))
+            if np.isfinite(curve.raw_reward).any()
+            else None,
             # The end of the video is the goal itself there, and would only flatter.
             "voc": _rounded(voc(curve.value, scored.stamps, exclude_goal=own)),
             "bumps": _rounded(bumps(curve.value)),
@@ -230,9 +232,11 @@ def _report(summary: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")
     frames = f"{summary['frames']} in {summary['duration_s']:.1f} s"
+    own = " (its own end)" if summary["goal_is_own_last_frame"] else ""
     rows = {
         "video": f"{summary['video']}, {frames}",
-        "goal": summary["goal"] + (" (its own end)" if summary["goal_is_own_last_frame"] else ""),
+        "goal": (summary["goal"] or "none") + own,
+        "mean reward of a step": _shown(summary["mean_reward"], ".4g"),
         "value-order correlation": _shown(summary["voc"]),
         "steps away from the goal": _shown(summary["bumps"], ".0%"),
         "final progress": _shown(summary["final_progress"]),

@@ -5,6 +5,8 @@ encoder.fp32.onnx     uint8 NHWC frames in, float32 embeddings out; cast and nor
 encoder.fp16.onnx     the same in half precision (LayerNorm, Softmax and reductions in float32)
 encoder.weights.bin   optional: weights that the two graphs share
 goal.safetensors      optional: goal, subgoals and calibration
+<network>.onnx        optional: what a learned reward runs besides the encoder, in float32
+reward.safetensors    optional: numbers that it needs, such as a codebook
 README.md             the card
 """
 
@@ -12,10 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from v2r_core.video.resize import Preprocess
 
@@ -71,9 +78,66 @@ class EncoderSpec(_Strict):
 class RewardSpec(_Strict):
     """Which reward is computed on the embeddings, and its parameters (fields of the reward's class)."""
 
-    name: Literal["vip", "uvd", "pixel"]
+    name: Literal["vip", "uvd", "pixel", "time", "viper", "diffusion"]
     kind: Literal["value", "step_reward"] = "value"
     parameters: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    rate: float | None = Field(
+        default=None, gt=0, description="frames a second at which a window's frames follow each other, as in training"
+    )
+
+
+def reward_spec(name: str, parameters: Mapping[str, float | int | str | bool], fps: float | None = None) -> RewardSpec:
+    """The entry of a reward that was learned.
+
+    Args:
+        name: of the reward.
+        parameters: of its class.
+        fps: frames a second of the training videos, None where they have no rate.
+
+    Raises:
+        pydantic.ValidationError: no such reward.
+    """
+    density = name in ("viper", "diffusion")
+    stride = parameters.get("stride", 1)
+    rate = fps / float(stride) if density and fps else None
+    kind = "step_reward" if density else "value"
+    return RewardSpec.model_validate({"name": name, "kind": kind, "parameters": dict(parameters), "rate": rate})
+
+
+class InputSpec(_Strict):
+    """One input of a network, its batch axis left out; integers are below `high`."""
+
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int, ...]
+    high: int = Field(default=1, ge=1)
+
+
+class NetworkSpec(_Strict):
+    """A network besides the encoder, with a stored answer as `CheckSpec` has it.
+
+    Its inputs are drawn one after the other from `numpy.random.default_rng(seed)`, two rows each: standard normal
+    numbers, or `integers(0, high)`.
+    """
+
+    graph: str
+    inputs: dict[str, InputSpec] = Field(min_length=1)
+    output: str
+    seed: int
+    answer: list[float] = Field(min_length=1, max_length=64, description="first values, C order")
+    tolerance: float = Field(gt=0, description="largest absolute difference over the largest absolute value")
+    error: float = Field(ge=0, description="measured at export against torch, in the same measure")
+
+    def example(self) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+        """The inputs of the stored answer."""
+        rng = np.random.default_rng(self.seed)
+        drawn: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {}
+        for name, spec in self.inputs.items():
+            shape = (2, *spec.shape)
+            if spec.dtype == "int64":
+                drawn[name] = rng.integers(0, spec.high, shape)
+            else:
+                drawn[name] = rng.standard_normal(shape).astype(np.float32)
+        return drawn
 
 
 class CheckSpec(_Strict):
@@ -99,6 +163,8 @@ class Manifest(_Strict):
     encoder: EncoderSpec
     reward: RewardSpec
     goal: str | None = None
+    networks: dict[str, NetworkSpec] = Field(default_factory=dict)
+    tensors: str | None = None
     check: CheckSpec
     training: dict[str, str] = Field(default_factory=dict, description="data and recipe, or where the weights are from")
     quality: dict[str, float] = Field(default_factory=dict, description="measured reward quality")
@@ -129,6 +195,19 @@ class Bundle:
         if precision not in graphs:
             raise BundleError(f"{self.path}: no {precision} graph; this bundle has {sorted(graphs)}")
         return self.path / graphs[precision]
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """What the reward needs besides networks; empty if it needs nothing.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        if self.manifest.tensors is None:
+            return {}
+        try:
+            return load_file(self.path / self.manifest.tensors)
+        except SafetensorError as error:
+            raise BundleError(f"{self.path / self.manifest.tensors}: {error}; export the bundle again") from error
 
     @property
     def preprocess(self) -> Preprocess:
@@ -178,7 +257,8 @@ def load_bundle(path: str | Path) -> Bundle:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{source}: {where or 'file'}: {first['msg']}; export the bundle again") from error
-    needed = {*manifest.encoder.graphs.values(), *([manifest.goal] if manifest.goal else [])}
+    needed = {*manifest.encoder.graphs.values(), *(spec.graph for spec in manifest.networks.values())}
+    needed |= {name for name in (manifest.goal, manifest.tensors) if name}
     if missing := needed - set(manifest.files):
         raise BundleError(f"{source}: {sorted(missing)} used but not listed under files; export the bundle again")
     root = folder.resolve()

@@ -34,13 +34,11 @@ from v2r_core.deploy.bundle import (
     write_manifest,
 )
 from v2r_core.deploy.card import CARD, write_card
+from v2r_core.deploy.export_networks import OPSET, ExportError, LearnedParts, checked_model
 from v2r_core.deploy.half import to_half, with_stored_halves
 from v2r_core.deploy.tensorrt_check import check_tensorrt
 from v2r_core.encoders.encoder import Encoder, numpy_embed
 from v2r_core.encoders.fold import fold_batch_norm, plain_pooling, round_weights
-
-OPSET = 18
-"""Oldest that torch's exporter writes, and within what TensorRT 10 reads; 23 brings operators that it does not."""
 
 GRAPHS: dict[Precision, str] = {"fp32": "encoder.fp32.onnx", "fp16": "encoder.fp16.onnx"}
 WEIGHTS = "encoder.weights.bin"
@@ -56,10 +54,6 @@ _CHECK_TOLERANCE = 1e-3  # leaves room for the TF32 arithmetic of GPUs; wrong we
 _CHECK_TOLERANCE_FP16 = 2e-3
 _CHECK_MARGIN = 5.0  # times the error that was measured here, where that is more
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-
-class ExportError(ValueError):
-    """An encoder cannot be exported faithfully; the message has the number that was measured and its limit."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +148,7 @@ def export_bundle(
     reward: RewardSpec,
     description: str = "",
     goal: str | None = None,
+    learned: LearnedParts | None = None,
     other_files: Sequence[str] = (),
     training: Mapping[str, str] | None = None,
     quality: Mapping[str, float] | None = None,
@@ -169,11 +164,13 @@ def export_bundle(
         reward: which reward the robot shall compute.
         description: one sentence for people; a default tells encoder and reward.
         goal: name of a goal file that lies in the folder already.
+        learned: what `export_networks` wrote into the folder, for a reward with networks of its own.
         other_files: names of further files in the folder that belong to the bundle, such as pictures of the goal.
         training: data and recipe; where the weights are from is added to it.
         quality: measured reward quality.
     """
     target = Path(folder).expanduser()
+    extra = learned or LearnedParts({}, None)
     manifest = Manifest(
         name=name,
         description=description or f"Frames to embeddings ({exported.encoder.name}) to a reward ({reward.name}).",
@@ -181,13 +178,15 @@ def export_bundle(
         encoder=exported.spec,
         reward=reward,
         goal=goal,
+        networks=extra.networks,
+        tensors=extra.tensors,
         check=exported.check,
         training={**_provenance(exported), **(training or {})},
         quality=dict(quality or {}),
         files={},
     )
     write_card(target, manifest)
-    names = [*exported.files, CARD, *([goal] if goal else []), *other_files]
+    names = [*exported.files, *extra.files, CARD, *([goal] if goal else []), *other_files]
     write_manifest(target, manifest.model_copy(update={"files": describe_files(target, names)}))
     return load_bundle(target)
 
@@ -248,12 +247,7 @@ def _to_onnx(encoder: Encoder) -> onnx.ModelProto:
         dynamic_shapes={"frames": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
-    assert program is not None
-    model = program.model_proto
-    written = {item.domain: item.version for item in model.opset_import}
-    # Some versions of the exporter raise the opset silently where an operator wants it.
-    if written != {"": OPSET}:
-        raise ExportError(f"{encoder.name}: the exporter wrote opsets {written}, only {OPSET} asked for")
+    model = checked_model(program, encoder.name)
     graph.read_input_by_cast(model)
     return graph.clean(model)
 

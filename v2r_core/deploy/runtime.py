@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from v2r_core.deploy.bundle import Bundle, BundleError, Precision
+from v2r_core.deploy.bundle import Bundle, BundleError, NetworkSpec, Precision
 from v2r_core.deploy.gpu import gpu_name, tensorrt_version
 
 _log = logging.getLogger(__name__)
@@ -126,12 +126,7 @@ class Session:
         chosen: Precision = precision or ("fp32" if names[0] == PROVIDERS["cpu"] else "fp16")
         if precision is None and chosen not in bundle.manifest.encoder.graphs:
             chosen = next(iter(bundle.manifest.encoder.graphs))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # A spinning worker thread burns a core of the robot between two frames and gains nothing at camera rate.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(threads)
         self.size = bundle.manifest.encoder.preprocess.size
         self.embedding_dim = bundle.manifest.encoder.embedding_dim
         self.precision: Precision = chosen
@@ -218,6 +213,69 @@ class Session:
             self(frames)
             times.append(time.perf_counter() - start)
         return float(np.median(times)) * 1e3
+
+
+class NetworkSession:
+    """A network that a learned reward runs besides the encoder: named arrays in, one array out.
+
+    Args:
+        bundle: a checked bundle.
+        name: which of its networks.
+        providers: see `choose_providers`; TensorRT is left out, for which integer inputs would need profiles of
+            their own.
+        threads: threads of the CPU provider.
+
+    Raises:
+        ProviderError: see `choose_providers`.
+        BundleError: the graph does not load, has other inputs, or gives another answer than the stored one.
+    """
+
+    def __init__(self, bundle: Bundle, name: str, providers: Sequence[str] = ("auto",), threads: int = 1) -> None:
+        import onnxruntime  # noqa: PLC0415 (as in Session)
+
+        spec = bundle.manifest.networks[name]
+        graph = bundle.path / spec.graph
+        chosen = choose_providers(providers, onnxruntime.get_available_providers())
+        options = session_options(threads)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=[p for p in chosen if p != PROVIDERS["tensorrt"]]
+            )
+        except Exception as error:  # onnxruntime raises its own, undocumented types
+            raise BundleError(f"{graph}: onnxruntime cannot load it: {error}") from error
+        found = {item.name for item in self._session.get_inputs()}
+        if found != set(spec.inputs):
+            raise BundleError(f"{graph}: inputs {sorted(found)}, {sorted(spec.inputs)} expected; export again")
+        self._output = spec.output
+        self._check(graph, spec)
+
+    def __call__(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """Runs the network; every input has the batch axis first."""
+        result: NDArray[Any] = self._session.run([self._output], inputs)[0]
+        return result
+
+    def _check(self, graph: Path, spec: NetworkSpec) -> None:
+        found = self(**spec.example()).ravel()[: len(spec.answer)].astype(np.float64)
+        answer = np.asarray(spec.answer)
+        worst = float(np.abs(found - answer).max() / max(float(np.abs(answer).max()), 1e-12))
+        if not worst <= spec.tolerance:
+            raise BundleError(
+                f"{graph}: differs from the stored answer by {worst:.2e}, {spec.tolerance:.0e} allowed; "
+                "try another provider, or export the bundle again"
+            )
+
+
+def session_options(threads: int) -> Any:
+    """Options of an onnxruntime session for a robot: so many threads, and none that spins."""
+    import onnxruntime  # noqa: PLC0415 (as in Session)
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A spinning worker thread burns a core of the robot between two frames and gains nothing at camera rate.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 @contextmanager

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2r_core.deploy.bundle import Bundle, Precision
-from v2r_core.deploy.runtime import Session
-from v2r_core.rewards import make_reward
+from v2r_core.deploy.runtime import NetworkSession, Session
+from v2r_core.rewards import EmbeddingReward, make_reward
 from v2r_core.rewards.baselines import pixel_embedding
 from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_from_images, load_goal, thinned_frames
-from v2r_core.rewards.reward import Embed, RewardCurve, RewardSample
+from v2r_core.rewards.reward import Embed, RewardCurve, RewardKind, RewardSample
 from v2r_core.rewards.uvd import decompose
 from v2r_core.video.resize import Frame, resize_frame
+from v2r_core.video.video import mean_rate
 
 View = Frame | tuple[Frame, ...]
 """What is seen at one moment: a frame, or one frame of each camera."""
@@ -84,8 +85,9 @@ class Scorer:
     Attributes:
         bundle: what it was made from.
         session: the running encoder.
-        reward_name: vip, uvd or pixel.
+        reward_name: vip, uvd, pixel, or what the bundle has learned: time, viper, diffusion.
         cameras: number of cameras C; with more than one, every frame is a tuple of C frames.
+        period: seconds from one frame to the next that the reward's window wants, None if it does not matter.
         goal: the goal in force, or None.
     """
 
@@ -98,17 +100,20 @@ class Scorer:
         providers: Sequence[str] = ("auto",),
         threads: int = 1,
         cameras: int = 1,
+        paced: bool = False,
     ) -> None:
         """Loads encoder and, where the bundle has one, goal.
 
         Args:
             bundle: a checked bundle.
-            reward: vip, uvd or pixel; None takes the bundle's.
+            reward: vip, uvd, pixel, or the bundle's own; None takes that.
             parameters: parameters of the reward that override the bundle's.
             precision: see `Session`.
             providers: see `choose_providers`.
             threads: CPU threads of the encoder.
             cameras: number of cameras; the reward's parameter of that name says how their distances become one.
+            paced: frames will come `period` apart, as on a robot, where the caller leaves out what comes between. Else
+                they come as the videos of the training have them, and windows take every so manieth of them.
 
         Raises:
             BundleError, ProviderError: see `Session`.
@@ -120,8 +125,19 @@ class Scorer:
         self.session = Session(bundle, precision, providers, threads, DEFAULT_BATCH * cameras)
         self.reward_name: str = reward or spec.name
         self._embed: Embed = pixel_embedding if self.reward_name == "pixel" else self.session
-        inherited = dict(spec.parameters) if self.reward_name == spec.name else {}
-        self.reward = make_reward(self.reward_name, self._embed, {**inherited, **(parameters or {})})
+        own = self.reward_name == spec.name
+        networks = {name: NetworkSession(bundle, name, providers, threads) for name in bundle.manifest.networks if own}
+        chosen = {**(spec.parameters if own else {}), **(parameters or {})}
+        self.period = 1 / spec.rate if own and spec.rate else None
+        if paced and self.period is not None:
+            chosen["stride"] = 1
+        tensors = bundle.tensors() if own else {}
+
+        def make(changes: Mapping[str, float | int | str | bool]) -> EmbeddingReward:
+            return make_reward(self.reward_name, self._embed, {**chosen, **changes}, networks=networks, tensors=tensors)
+
+        self._make, self._stride = make, chosen.get("stride")
+        self.reward = make({})
         self.goal: Goal | None = None
         self._newest: NDArray[np.float32] | None = None
         if bundle.manifest.goal and self.reward_name != "pixel":
@@ -153,7 +169,9 @@ class Scorer:
 
     def goal_from_frames(self, frames: Iterable[View], name: str) -> Goal:
         """A goal out of one or several goal images; it has no demonstration, so progress will be NaN."""
-        return goal_from_images(self.embed(frames), name)
+        embeddings = self.embed(frames)
+        # Where the distance is no norm, that to the mean of several goals is not the mean distance to them.
+        return goal_from_images(embeddings, name, keep_all=self.reward_name == "time")
 
     def goal_from_video(self, video: SizedFrames, name: str, subgoals: bool | None = None) -> Goal:
         """A goal out of a demonstration: its last frame, with progress and uncertainty calibrated on all of it.
@@ -201,7 +219,7 @@ class Scorer:
         """
         (self._newest,) = self._embed_views([self._prepare_view(view)])
         self._need_goal()
-        return judge(self.reward.observe(self._newest))
+        return judge(self.reward.observe(self._newest), self.reward.kind)
 
     def distances_to_goal(self) -> NDArray[np.float32]:
         """Embedding distance of each camera, (C,), from the newest view given to `step` to the goal; NaN without."""
@@ -227,6 +245,7 @@ class Scorer:
             NoGoalError: the reward needs a goal and has none.
         """
         self._need_goal()
+        self._match_rate(video)
         self.reset()
         samples: list[RewardSample] = []
         statuses: list[Status] = []
@@ -236,8 +255,8 @@ class Scorer:
             before = time.perf_counter()
             embeddings = self._embed_views(group)
             encoding += time.perf_counter() - before
-            for embedding in embeddings:
-                sample, status = judge(self.reward.observe(embedding))
+            for each in self.reward.observe_many(embeddings):
+                sample, status = judge(each, self.reward.kind)
                 samples.append(sample)
                 statuses.append(status)
             if on_progress is not None:
@@ -250,6 +269,20 @@ class Scorer:
             seconds=time.perf_counter() - start,
         )
 
+    def _match_rate(self, video: SizedVideo) -> None:
+        """Lets windows take every so manieth frame of a video, so that they span the time that they did in training."""
+        fps = mean_rate(np.asarray(video.stamps, np.float64))
+        if self.period is None or not np.isfinite(fps):
+            return
+        stride = round(fps * self.period)
+        if stride < 1:
+            raise ValueError(
+                f"the video has {fps:.3g} frames/s, a window of {self.reward_name!r} wants {1 / self.period:.3g}; "
+                "give a video with more, or train with a larger stride"
+            )
+        if stride != self._stride:
+            self.reward, self._stride = self._make({"stride": stride}), stride
+
     def _need_goal(self) -> None:
         if self.reward.needs_goal and self.goal is None:
             raise NoGoalError(f"the reward {self.reward_name!r} needs a goal and none is set; see set_goal")
@@ -260,12 +293,16 @@ def flat(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     return embeddings.reshape(len(embeddings), -1)
 
 
-def judge(sample: RewardSample) -> tuple[RewardSample, Status]:
-    """Says how far a sample can be trusted, and takes out the numbers that cannot."""
+def judge(sample: RewardSample, kind: RewardKind = "value") -> tuple[RewardSample, Status]:
+    """Says how far a sample can be trusted, and takes out the numbers that cannot.
+
+    A step reward has no value; it has an uncertainty for every frame that it understood, and no reward until its
+    window is full.
+    """
     if sample.uncertainty > 1.0:
         nan = float("nan")
         return replace(sample, reward=nan, raw_reward=nan, value=nan, progress=nan), Status.OUT_OF_DISTRIBUTION
-    if not np.isfinite(sample.value):
+    if not np.isfinite(sample.value if kind == "value" else sample.uncertainty):
         return sample, Status.INTERNAL_ERROR
     return sample, Status.OK if np.isfinite(sample.reward) else Status.WARMING_UP
 
