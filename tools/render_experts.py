@@ -12,7 +12,6 @@ another placement of the object, and no held-out placement occurs in training. W
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings
@@ -22,13 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-# The software renderer's own threads only get in the way of the second process.
-os.environ.setdefault("LP_NUM_THREADS", "1")
-
-import av
-import metaworld
-import mujoco
+import metaworld_scene  # first: it chooses the renderer before MuJoCo is imported
 import numpy as np
 import tyro
 from metaworld import policies
@@ -46,14 +39,8 @@ EXPERTS = {
     "window-open": policies.SawyerWindowOpenV3Policy,
     "hammer": policies.SawyerHammerV3Policy,
 }
-PLACEMENTS = 50
-"""How many placements MetaWorld draws for one seed of its own."""
-
 REST = 8
 """Control steps that are still recorded after the task is done."""
-
-KEY_FRAME_EVERY = 8
-HIDDEN_FLAGS = ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX")
 
 
 @dataclass(frozen=True)
@@ -68,6 +55,8 @@ class Options:
     """Training videos of each task."""
     heldout: int = 8
     """Held-out videos of each task."""
+    first_seed: int = 0
+    """Seed of the first training video; the held-out ones follow the training ones."""
     size: int = 128
     """Side of the pictures in pixels."""
     every: int = 2
@@ -98,76 +87,24 @@ class Episode:
     success: bool
 
 
-class Scene:
-    """One task: its simulation, its expert and a camera that looks over the table from the arm's right."""
-
-    def __init__(self, task: str, options: Options) -> None:
-        self._task = task
-        self._options = options
-        self._name = f"{task}-v3"
-        self._env = metaworld.MT1(self._name, seed=0).train_classes[self._name]()
-        self._placements: dict[int, list[metaworld.Task]] = {}
-        model = self._env.model
-        # Shadows and multisampling take nine tenths of the time; they must be off before the first picture.
-        model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = options.size
-        self._renderer = mujoco.Renderer(model, options.size, options.size)
-        self._shown = mujoco.MjvOption()
-        self._shown.sitegroup[:] = 0
-        self._view = mujoco.MjvCamera()
-        self._view.lookat[:] = (0.0, 0.72, 0.15)
-        self._view.azimuth, self._view.elevation, self._view.distance = 165, -33, 1.2
-
-    @property
-    def fps(self) -> int:
-        """Frames a second of a video at the speed of the simulation."""
-        return max(1, round(1 / (self._env.dt * self._options.every)))
-
-    def run(self, seed: int) -> Episode:
-        """One episode of the expert with noise on its actions."""
-        block, index = divmod(seed, PLACEMENTS)
-        if block not in self._placements:
-            self._placements[block] = metaworld.MT1(self._name, seed=block).train_tasks
-        self._env.set_task(self._placements[block][index])
-        observation, _ = self._env.reset()
-        policy = EXPERTS[self._task]()
-        rng = np.random.default_rng([seed, list(EXPERTS).index(self._task)])
-        episode = Episode([], [], False)
-        done = 0
-        for step in range(self._options.longest):
-            if step % self._options.every == 0:
-                episode.frames.append(self._picture())
-                episode.states.append(observation[:14].copy())
-            action = np.clip(policy.get_action(observation), -1, 1)
-            action[:3] = np.clip(action[:3] + rng.normal(0, self._options.noise, 3), -1, 1)
-            observation, _, _, _, info = self._env.step(action.astype(np.float32))
-            done += int(info["success"])
-            if done > REST:
-                break
-        return Episode(episode.frames, episode.states, done > 0)
-
-    def _picture(self) -> NDArray[np.uint8]:
-        self._renderer.update_scene(self._env.data, camera=self._view, scene_option=self._shown)
-        for flag in HIDDEN_FLAGS:
-            self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
-        return self._renderer.render()
-
-    def close(self) -> None:
-        """Frees the OpenGL context; at the interpreter's end it would be too late."""
-        self._renderer.close()
-
-
-def write_video(path: Path, frames: list[NDArray[np.uint8]], fps: int) -> None:
-    """Encodes H.264 without frames that depend on later ones; one thread, so that equal frames give equal bytes."""
-    options = {"crf": "18", "preset": "fast", "g": str(KEY_FRAME_EVERY), "bf": "0"}
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart", "fflags": "bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+def run_expert(scene: metaworld_scene.Scene, task: str, seed: int, options: Options) -> Episode:
+    """One episode of the expert with noise on its actions."""
+    observation = scene.place(seed)
+    policy = EXPERTS[task]()
+    rng = np.random.default_rng([seed, list(EXPERTS).index(task)])
+    episode = Episode([], [], False)
+    done = 0
+    for step in range(options.longest):
+        if step % options.every == 0:
+            episode.frames.append(scene.picture())
+            episode.states.append(observation[:14].copy())
+        action = np.clip(policy.get_action(observation), -1, 1)
+        action[:3] = np.clip(action[:3] + rng.normal(0, options.noise, 3), -1, 1)
+        observation, _, _, _, info = scene.env.step(action.astype(np.float32))
+        done += int(info["success"])
+        if done > REST:
+            break
+    return Episode(episode.frames, episode.states, done > 0)
 
 
 def write_truth(path: Path, episode: Episode, task: str, seed: int) -> None:
@@ -199,14 +136,14 @@ def render(job: Job, options: Options) -> list[tuple[str, int, bool]]:
     if not missing:
         return []
     rendered = []
-    scene = Scene(job.task, options)
+    scene = metaworld_scene.Scene(job.task, options.size, options.every)
     try:
         for seed in missing:
-            episode = scene.run(seed)
+            episode = run_expert(scene, job.task, seed, options)
             name = f"{job.task}_{seed}"
             write_truth(folder / f"{name}.npz", episode, job.task, seed)
             # The video comes last and by renaming: where there is one, it is whole and has its numbers.
-            write_video(folder / f"{name}.part", episode.frames, scene.fps)
+            metaworld_scene.write_video(folder / f"{name}.part", episode.frames, scene.fps)
             (folder / f"{name}.part").rename(folder / f"{name}.mp4")
             rendered.append((name, len(episode.frames), episode.success))
     finally:
@@ -216,7 +153,8 @@ def render(job: Job, options: Options) -> list[tuple[str, int, bool]]:
 
 def jobs(options: Options) -> Iterator[Job]:
     """Splits the work so that the processes end at about the same time."""
-    splits = {"train": range(options.train), "heldout": range(options.train, options.train + options.heldout)}
+    middle = options.first_seed + options.train
+    splits = {"train": range(options.first_seed, middle), "heldout": range(middle, middle + options.heldout)}
     for task in options.tasks:
         if task not in EXPERTS:
             raise ValueError(f"task {task!r} is unknown; there are {', '.join(EXPERTS)}")

@@ -1,0 +1,148 @@
+"""The report: plain JSON with counts, one HTML file that asks nothing of anybody, a line a metric."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from episode_data import write_episodes
+from rich.console import Console
+
+from v2r_core.evaluate.episodes import read_episodes
+from v2r_core.evaluate.reward_figures import choose_shown
+from v2r_core.evaluate.reward_html import HEADLINES, make_html, write_html
+from v2r_core.evaluate.reward_plan import SuiteOptions, make_plan
+from v2r_core.evaluate.reward_report import (
+    RewardReport,
+    as_json,
+    confusion,
+    lined_up,
+    report_model,
+    show,
+    terminal_table,
+    write_json,
+)
+from v2r_core.evaluate.reward_row import Row
+from v2r_core.evaluate.reward_stats import Estimate
+from v2r_core.evaluate.reward_suite import run_model
+from v2r_core.evaluate.scored_models import NoveltyControl, TimeControl, pixel_control
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> RewardReport:
+    root = tmp_path_factory.mktemp("report")
+    write_episodes(root / "train", (0, 1), ("expert",))
+    data = read_episodes(write_episodes(root / "<held> & out", (7, 8)))
+    options = SuiteOptions(perturbed=2, min_interval=3)
+    plan = make_plan(data, read_episodes(root / "train"), options)
+    step = NoveltyControl(lambda batch: batch.reshape(len(batch), -1)[:, :1].astype("float32"), "the first pixel")
+    models = [
+        report_model(run_model(model, plan, options), plan, options, place > 0)
+        for place, model in enumerate([pixel_control(), TimeControl(), step])
+    ]
+    return RewardReport(data.folder, {"made by": "<script>alert(1)</script>"}, plan, options, models, {"x": "why not"})
+
+
+class Page(HTMLParser):
+    """Collects what a browser would see."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.alts: list[str | None] = []
+        self.open: list[str] = []
+        self.scripts = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.links += [given[key] for key in ("src", "href", "srcset", "action") if key in given]
+        self.scripts += tag == "script"
+        if tag == "img":
+            self.alts.append(given.get("alt"))
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() not in {tag}:
+            assert self.open, f"</{tag}> closes nothing"
+
+
+def test_json_is_plain_and_says_why(report: RewardReport, tmp_path: Path) -> None:
+    write_json(tmp_path / "report.json", report)
+    found = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert found == json.loads(json.dumps(as_json(report)))
+    pixels, clock, steps = found["models"]
+    assert not pixels["control"] and clock["control"]
+    assert pixels["metrics"]["auroc"]["value"] == 1 and pixels["metrics"]["auroc"]["why_not"] is None
+    assert (
+        steps["metrics"]["voc_success"]["value"] is None and "step reward" in steps["metrics"]["voc_success"]["why_not"]
+    )
+    still = pixels["metrics"]["voc_still"]
+    assert (still["value"], still["count"], still["undefined"]) == (None, 0, 4)
+    assert found["data"]["episodes"] == 12 and found["data"]["successes"] == 4
+    assert len(found["data"]["subset"]) == 2
+    assert "train" in found["data"]["goals"]
+    matrix = pixels["goal_confusion"]["mean_final_value"]
+    assert matrix[0][0] > matrix[0][1] and matrix[1][1] > matrix[1][0]
+    assert len(pixels["episodes"]) == 12
+
+
+def test_html_is_one_file_that_loads_nothing(report: RewardReport, tmp_path: Path) -> None:
+    write_html(tmp_path / "report.html", report)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.links and all(link.startswith("data:image/") for link in page.links)
+    assert "http://" not in text and "https://" not in text and "url(" not in text
+    assert all(page.alts)
+    assert not page.open
+    # Names from outside are text, not markup.
+    assert page.scripts == 1 and "<script>alert" not in text
+    assert "&lt;held&gt; &amp; out" in text
+    for model in report.models:
+        assert model.run.model.name in text
+    for word in ("not meaningful: a step reward", "undefined (4)", "why not", "Curves over film strips"):
+        assert word in text
+    assert 'name="viewport"' in text and 'lang="en"' in text
+
+
+def test_headlines_are_rows(report: RewardReport) -> None:
+    assert set(HEADLINES) <= {row.key for row in report.models[0].rows}
+    assert "</table>" in make_html(report)
+
+
+def test_a_line_a_metric_in_the_terminal(report: RewardReport) -> None:
+    console = Console(width=200, record=True)
+    with console.capture() as captured:
+        console.print(terminal_table(report))
+    lines = captured.get().splitlines()
+    for row in report.models[0].rows:
+        assert sum(line.split()[:1] == [row.key] for line in lines) == 1, row.key
+
+
+def test_numbers_for_people() -> None:
+    row = Row("section", "key", "title", "higher")
+    assert show(row.without("because")) == "because"
+    assert show(Row("s", "k", "t", "", Estimate(NAN, NAN, NAN, 0, 3))) == "undefined (3)"
+    found = Row("s", "k", "t", "", Estimate(0.9731, 0.95, 0.99, 10, 2))
+    assert show(found) == "0.973 [0.950, 0.990] (2 undefined)"
+    assert show(found, interval=False) == "0.973 (2 undefined)"
+    assert show(Row("s", "k", "t", "", Estimate(12.34, NAN, NAN, 10, 0), unit="ms")) == "12.3 ms"
+
+
+def test_shown_episodes_start_alike(report: RewardReport) -> None:
+    for shown in choose_shown(report.plan):
+        labels = [report.plan.episodes[index].labels for index in shown.places]
+        assert len({(each.task, each.seed) for each in labels}) == 1
+        assert shown.names == ["expert", "half", "still"]
+
+
+def test_models_of_different_plans_are_refused(report: RewardReport) -> None:
+    model = report.models[0]
+    with pytest.raises(ValueError, match="different rows"):
+        lined_up([model, type(model)(model.run, model.rows[1:], True)])
+    assert confusion(report.models[1].run, report.plan) == ([], [])
