@@ -27,7 +27,7 @@ def test_report_with_all_controls(
     assert command.run() == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     names = [model["name"] for model in found["models"]]
-    assert names == ["a", "b", "pixels", "random", IMAGENET, "time", NOVELTY]
+    assert names == ["a", "b", "pixels", "random", IMAGENET, "frame number", NOVELTY]
     assert [model["control"] for model in found["models"]] == [False] * 2 + [True] * 5
     assert found["models"][0]["metrics"]["auroc"]["value"] == 1
     assert (tmp_path / "out" / "report.html").stat().st_size > 20_000

@@ -141,7 +141,7 @@ def test_cosine_values_are_one_at_the_goal_times_the_horizon():
         ({"negatives": -1}, "negatives -1"),
         ({"encoder": "resnet18", "freeze": True}, "random weights"),
         ({"rewind": 2.0}, "rewind is 2.0"),
-        ({"draws": 0}, "draws is 0"),
+        ({"samples": 0}, "samples is 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, words):

@@ -43,7 +43,7 @@ def pick(frames: int, rng: np.random.Generator) -> list[int]:
 
 
 def test_every_frame_is_applied_once_and_found_in_the_cache_afterwards(folder: Path, tmp_path: Path) -> None:
-    dataset = ClipDataset([folder], DataSpec((whole_view(32),), frames=3, picker=pick, draws=4))
+    dataset = ClipDataset([folder], DataSpec((whole_view(32),), frames=3, picker=pick, samples=8))
     counting = Counting()
     tables = frame_features(part(counting), dataset, torch.device("cpu"), tmp_path / "cache")
     assert [table.flatten().tolist() for table in tables] == [list(range(12)), list(range(7))]
@@ -56,7 +56,7 @@ def test_every_frame_is_applied_once_and_found_in_the_cache_afterwards(folder: P
 
 
 def test_a_batch_has_the_features_of_the_frames_it_names(folder: Path) -> None:
-    dataset = ClipDataset([folder], DataSpec((whole_view(32),), frames=3, picker=pick, draws=4), seed=3)
+    dataset = ClipDataset([folder], DataSpec((whole_view(32),), frames=3, picker=pick, samples=8), seed=3)
     assert len(dataset) == 8
     dataset.features = frame_features(part(Counting()), dataset, torch.device("cpu"))
     batches = [finish(batch) for batch in make_loader(dataset, 4, workers=2, steps=4)]
@@ -74,7 +74,7 @@ def test_a_batch_has_the_features_of_the_frames_it_names(folder: Path) -> None:
 
 
 def test_picked_frames_are_the_pixels_of_the_video(folder: Path) -> None:
-    dataset = ClipDataset([folder], DataSpec((whole_view(96),), frames=3, picker=pick, draws=4), seed=3)
+    dataset = ClipDataset([folder], DataSpec((whole_view(96),), frames=3, picker=pick, samples=8), seed=3)
     batch = finish(next(iter(make_loader(dataset, 4, steps=1))))
     views = batch["views"][0]
     assert views.shape == (4, 3, 3, 96, 96)

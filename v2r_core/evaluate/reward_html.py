@@ -258,7 +258,7 @@ success: an episode that fails in good order has a high one too, so look at AURO
 step by itself, and what needs a value is not computed for it. AUROC, average precision and pairs compare episodes of
 one task with each other, with ties counted half, and are then averaged over tasks. Intervals are from 1000 bootstrap
 resamples of tasks and of episodes inside a task. A number that is undefined, such as the correlation of a constant
-curve, is counted and shown as undefined, never left out silently. The control <em>time</em> looks at no frame at all:
+curve, is counted and shown as undefined, never left out silently. The control <em>frame number</em> looks at no frame at all:
 what it reaches is what a metric gives away for free.</p>"""
 
 
@@ -274,7 +274,7 @@ def _table(caption: str, head: str, lines: Sequence[str], sortable: bool = False
 
 def _name_cell(model: ModelReport) -> str:
     name = model.run.model.name
-    role = "<small>control</small>" if model.control else ""
+    role = " <small>control</small>" if model.control else ""
     return f'<th scope="row" data-value="{escape(name, quote=True)}">{escape(name)}{role}</th>'
 
 

@@ -209,7 +209,7 @@ class EmbeddingControl:
 class TimeControl:
     """The frame's number as its value: what a metric gives to a reward that looks at nothing. See `ScoredModel`."""
 
-    name = "time"
+    name = "frame number"
     kind: RewardKind = "value"
     needs_goal = False
     stochastic = False

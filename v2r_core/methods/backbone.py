@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,9 @@ class BackboneRecipe(Recipe):
         hidden: channels of the head's hidden layer.
         dim: channels of the embedding.
         lr: learning rate of Adam, constant.
-        draws: samples that a video gives in an epoch.
+        pool: `mean`: the encoder's own features; `grid`: those of the four quarters of its last map, which tell where
+            things are. Convolutional networks only.
+        samples: of an epoch, drawn from all videos alike.
         rewind: probability that a sample is from a video that runs back from some frame on: a failure made out of a
             success (ReWiND, section on video rewind).
     """
@@ -39,12 +42,13 @@ class BackboneRecipe(Recipe):
     hidden: int = 512
     dim: int = 256
     lr: float = 1e-4
-    draws: int = 8
+    pool: Literal["mean", "grid"] = "mean"
+    samples: int = 6400
     rewind: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dim", "draws", "hidden"):
+        for name in ("dim", "samples", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, at least 1 expected")
         if not 0 <= self.rewind <= 1:
@@ -116,11 +120,7 @@ def architecture_of(recipe: BackboneRecipe) -> Encoder:
     Raises:
         ValueError: no such encoder, run or file.
     """
-    if (Path(recipe.encoder) / RUN).is_file():
-        return _encoder_of_run(Path(recipe.encoder))
-    if recipe.weights:
-        return create_encoder(recipe.encoder, recipe.weights, size=recipe.size or None)
-    return create_encoder(recipe.encoder, pretrained=False, size=recipe.size or None)
+    return _build(recipe, False)
 
 
 def pretrained(recipe: BackboneRecipe) -> Encoder:
@@ -129,9 +129,34 @@ def pretrained(recipe: BackboneRecipe) -> Encoder:
     Raises:
         ValueError: no such encoder, run or file.
     """
-    if recipe.weights or (Path(recipe.encoder) / RUN).is_file():
-        return architecture_of(recipe)
-    return create_encoder(recipe.encoder, size=recipe.size or None)
+    return _build(recipe, True)
+
+
+class GridPool(nn.Module):
+    """A convolutional network of timm whose last map is averaged over its four quarters.
+
+    Args:
+        network: the network; its classifier and its own pooling are not used.
+
+    Raises:
+        ValueError: it has no such map.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        if not hasattr(network, "forward_features") or not hasattr(network, "global_pool"):
+            raise ValueError(f"pool is grid, but {type(network).__name__} has no map of features; use pool mean")
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) to (N, 4 C): upper left, upper right, lower left, lower right."""
+        forward_features = cast(Callable[[Tensor], Tensor], self.network.forward_features)
+        maps = forward_features(images)
+        # Quarters overlap by a row or a column where the map has an odd number of them.
+        rows, columns = (maps.shape[2] + 1) // 2, (maps.shape[3] + 1) // 2
+        upper, lower = maps[:, :, :rows], maps[:, :, -rows:]
+        quarters = [half[..., part] for half in (upper, lower) for part in (slice(columns), slice(-columns, None))]
+        return torch.cat([quarter.mean(dim=(2, 3)) for quarter in quarters], dim=1)
 
 
 def frozen_part(encoder: Encoder) -> FrozenPart:
@@ -141,7 +166,9 @@ def frozen_part(encoder: Encoder) -> FrozenPart:
     def apply(frames: Tensor) -> Tensor:
         return encoder(frames)
 
-    return FrozenPart(f"{encoder.name} {digest:.9e}", encoder.preprocess, apply)
+    # Pooling changes what the same weights give.
+    name = f"{encoder.name} {type(encoder.backbone).__name__} {encoder.embedding_dim} {digest:.9e}"
+    return FrozenPart(name, encoder.preprocess, apply)
 
 
 def head(width: int, hidden: int, dim: int) -> nn.Sequential:
@@ -153,6 +180,20 @@ def with_head(encoder: Encoder, top: nn.Module, method: str, dim: int) -> Encode
     """The encoder followed by a head, sharing the weights of both; named by the method and the encoder."""
     name = f"{method}-{encoder.name.removeprefix('random:')}"
     return Encoder(name, nn.Sequential(encoder.backbone, top), encoder.preprocess, dim, encoder.weights).eval()
+
+
+def _build(recipe: BackboneRecipe, with_weights: bool) -> Encoder:
+    size = recipe.size or None
+    if (Path(recipe.encoder) / RUN).is_file():
+        encoder = _encoder_of_run(Path(recipe.encoder))
+    elif recipe.weights:
+        encoder = create_encoder(recipe.encoder, recipe.weights, size=size)
+    else:
+        encoder = create_encoder(recipe.encoder, pretrained=with_weights, size=size)
+    if recipe.pool == "mean":
+        return encoder
+    grid = GridPool(encoder.backbone)
+    return Encoder(encoder.name, grid, encoder.preprocess, 4 * encoder.embedding_dim, encoder.weights)
 
 
 def _encoder_of_run(run: Path) -> Encoder:

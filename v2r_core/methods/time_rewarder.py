@@ -61,12 +61,12 @@ class TimeRewarderRecipe(BackboneRecipe):
     @classmethod
     def paper(cls) -> Self:
         """The whole encoder is trained; the paper's is a vision transformer."""
-        return cls(freeze=False, size=224, batch_size=32, epochs=100, draws=32, lr=1e-5)
+        return cls(freeze=False, size=224, batch_size=32, epochs=100, lr=1e-5)
 
     @classmethod
     def tiny(cls) -> Self:
         """On frozen features of EfficientNet-Lite0 at 128 pixels."""
-        return cls(size=128, batch_size=256, epochs=40, draws=64, lr=1e-3)
+        return cls(pool="grid", size=128, batch_size=256, epochs=12, samples=12_800, lr=1e-3)
 
     @classmethod
     def presets(cls) -> dict[str, Self]:
@@ -96,7 +96,9 @@ class TimeRewarder(BackboneMethod):
     def data(recipe: TimeRewarderRecipe) -> DataSpec:
         """Three frames of a video: two at random, in any order, and the last one."""
         picker = PairPicker(recipe.decay)
-        return DataSpec(views=(vip_view(recipe.size or 224),), frames=3, picker=picker, draws=recipe.draws, shortest=2)
+        return DataSpec(
+            views=(vip_view(recipe.size or 224),), frames=3, picker=picker, samples=recipe.samples, shortest=2
+        )
 
     def loss(self, batch: Batch, step: int) -> Step:
         """Cross-entropy of the distances of all pairs.

@@ -70,12 +70,12 @@ class VipRecipe(BackboneRecipe):
     @classmethod
     def paper(cls) -> Self:
         """ResNet-50 with 1024 outputs, batch 32; two million steps in the released settings."""
-        return cls(encoder="resnet50", freeze=False, size=224, dim=1024, batch_size=32, epochs=1000)
+        return cls(encoder="resnet50", freeze=False, size=224, dim=1024, batch_size=32, epochs=1000, samples=64_000)
 
     @classmethod
     def tiny(cls) -> Self:
         """A head on ImageNet's EfficientNet-Lite0 at 128 pixels, whose features are computed once."""
-        return cls(size=128, batch_size=64, epochs=60, dim=64, lr=5e-4, l1=0.0, l2=0.0, gamma=0.98)
+        return cls(pool="grid", size=128, batch_size=64, epochs=20, dim=64, lr=5e-4, l1=0.0, l2=0.0)
 
 
 class Vip(BackboneMethod):
@@ -106,7 +106,7 @@ class Vip(BackboneMethod):
         views = (vip_view(size),) if recipe.crop == "video" else (whole_view(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),)
         picker = FramePicker(recipe.loss, recipe.rewind)
         slots = 4 if recipe.loss == "vip" else 5
-        return DataSpec(views=views, frames=slots, picker=picker, draws=recipe.draws, shortest=slots)
+        return DataSpec(views=views, frames=slots, picker=picker, samples=recipe.samples, shortest=slots)
 
     def begin(self) -> None:
         """Reads the weights of the encoder that is started from; the paper's own network starts from random ones."""

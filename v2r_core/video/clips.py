@@ -46,7 +46,7 @@ class DataSpec:
         masks: draws what the method masks, or None.
         picker: draws the frames of a sample from a whole video, so that every video counts the same however long it
             is; None for clips that start at any frame.
-        draws: samples that a video gives in an epoch, where there is a picker.
+        samples: of an epoch, where there is a picker; every video gives the same number, so it may be a few more.
         shortest: frames that a video must have, where there is a picker.
 
     Raises:
@@ -58,13 +58,13 @@ class DataSpec:
     stride: int = 1
     masks: MaskSampler | None = None
     picker: FramePicker | None = None
-    draws: int = 1
+    samples: int = 1
     shortest: int = 1
 
     def __post_init__(self) -> None:
         if not self.views:
             raise ValueError("views is empty, at least one View expected")
-        for name in ("frames", "stride", "draws", "shortest"):
+        for name in ("frames", "stride", "samples", "shortest"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, at least 1 expected")
 
@@ -75,7 +75,7 @@ class DataSpec:
 
 
 class ClipDataset:
-    """All examples in some videos: one for each frame at which a clip can start, or `draws` of each video.
+    """All examples in some videos: one for each frame at which a clip can start, or draws from whole videos.
 
     Args:
         sources: videos and folders of them, as `find_videos` takes them. Each video is opened once, here.
@@ -118,7 +118,7 @@ class ClipDataset:
         if spec.picker is None:
             starts = [-(-(source.frames - spec.span + 1) // every) for source in self.sources]
         else:
-            starts = [spec.draws] * len(self.sources)
+            starts = [-(-spec.samples // len(self.sources))] * len(self.sources)
         self._ends: list[int] = np.cumsum(starts).tolist()
 
     def __len__(self) -> int:
