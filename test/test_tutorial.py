@@ -8,29 +8,32 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
+LEARNED = "From ten videos to a live reward"
+"""The section that stands by itself."""
 
 
-def script() -> str:
-    """All bash and python blocks in their order, as one bash script."""
+def script(learned: bool) -> str:
+    """All bash and python blocks in their order as one bash script: of that section, or of all others."""
+    sections = re.split(r"^## ", TUTORIAL.read_text(), flags=re.MULTILINE)
+    chosen = [section for section in sections if (LEARNED in section.partition("\n")[0]) == learned]
     parts = ["set -euo pipefail"]
-    for language, code in re.findall(r"```(bash|python)\n(.*?)```", TUTORIAL.read_text(), flags=re.DOTALL):
+    for language, code in re.findall(r"```(bash|python)\n(.*?)```", "\n".join(chosen), flags=re.DOTALL):
         parts.append(code if language == "bash" else f"python - <<'END_OF_PYTHON'\n{code}END_OF_PYTHON")
     return "\n".join(parts)
 
 
-@pytest.mark.slow
-@pytest.mark.ros
-@pytest.mark.timeout(600)
-def test_tutorial_runs_as_written(tmp_path: Path) -> None:
+def run(commands: str, folder: Path) -> Path:
+    """Runs a script in a folder; returns the folder that the tutorial writes to."""
     pytest.importorskip("rclpy", reason="the tutorial plays a live graph")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "-c", script()],
-        cwd=tmp_path,
+        ["bash", "-c", commands],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
@@ -38,13 +41,41 @@ def test_tutorial_runs_as_written(tmp_path: Path) -> None:
         timeout=560,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    tour = tmp_path / "out" / "tour"
-    summaries = {
-        name: json.loads((tour / name / "summary.json").read_text()) for name in ("success_2", "half", "other")
-    }
+    return folder / "out" / "tour"
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What `v2r score` says of a video."""
+    result: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+@pytest.mark.timeout(600)
+def test_tutorial_runs_as_written(tmp_path: Path) -> None:
+    tour = run(script(learned=False), tmp_path)
     # What the text promises.
-    assert summaries["success_2"]["final_progress"] > 0.95
-    assert 0.5 < summaries["half"]["final_progress"] < 0.85
-    assert set(summaries["other"]["status"]) == {"out_of_distribution"}
+    assert summary(tour / "success_2")["final_progress"] > 0.95
+    assert 0.5 < summary(tour / "half")["final_progress"] < 0.85
+    assert set(summary(tour / "other")["status"]) == {"out_of_distribution"}
     assert (tour / "uvd" / "overlay.mp4").stat().st_size > 10_000
+    assert (tour / "subgoals" / "subgoals.png").is_file()
     assert (tour / "demo" / "reward.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+@pytest.mark.timeout(600)
+def test_ten_videos_become_a_live_reward_as_written(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="the training side is not installed")
+    commands = script(learned=True)
+    assert [line for line in commands.splitlines() if line.startswith("v2r ")], "the section has another title now"
+    tour = run(commands, tmp_path)
+    (model,) = json.loads((tour / "report" / "report.json").read_text())["models"]
+    assert model["metrics"]["auroc"]["value"] == 1
+    assert model["metrics"]["voc_success"]["value"] > 0.9
+    assert (tour / "report" / "report.html").stat().st_size > 20_000
+    half = summary(tour / "half_time")
+    assert half["reward"] == "time"
+    assert 0.5 < half["final_progress"] < 0.9

@@ -192,7 +192,7 @@ class RewardNode(GuardedLifecycleNode):
         if camera:  # only the first camera sets the pace
             return
         self._last_arrival_ns = self._now_ns()
-        if self._scorer is None or not self._scorer.due(message):
+        if self._scorer is None or not self._scorer.due(message, self._last_arrival_ns):
             return
         self._mailbox.put(tuple(self._newest))
         # Leaves the interpreter to the worker until it is inside resizing and inference, which need none; otherwise it

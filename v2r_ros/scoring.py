@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from builtin_interfaces.msg import Duration
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from v2r_core.deploy.stream import NoGoalError, Scorer, Status
+from v2r_core.deploy.stream import LATEST, NoGoalError, Scorer, Status, frames_apart
 from v2r_core.rewards.goal import Goal
 from v2r_core.rewards.reward import RewardSample
 from v2r_core.video.pixels import ImageError
@@ -27,10 +28,8 @@ NAN = float("nan")
 # by less it is a frame that came too late.
 RESTART_NS = 1_000_000_000
 MAX_DURATION_S = 2**31 - 1
-# In periods of a reward's window: a frame this early is taken, since a camera does not keep time exactly; after a frame
-# this late the window holds another stretch of time than it was trained on.
-EARLIEST = 0.9
-LATEST = 1.5
+UNSTAMPED = "the image has stamp 0: latency is unknown and the policy cannot match it; fix the camera driver"
+INTERVALS = 8
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,10 @@ class MessageScorer:
         self._max_skew = max_skew
         self._max_gap_ns = int(max_gap * 1e9)
         self._last_ns = 0
-        self._due_ns = 0
+        # Stamps, or times where there is none: of the newest frame in the reward's window, of the newest image, and of
+        # the newest one that got a turn.
+        self._window_ns = self._camera_ns = self._due_ns = 0
+        self._intervals: deque[int] = deque(maxlen=INTERVALS)
         self.frame_count = 0
         self._lock = threading.Lock()
 
@@ -115,7 +117,7 @@ class MessageScorer:
             self.scorer.set_goal(goal)
             self.goal_source = source
             self.episode += int(new_episode)
-            self._last_ns = 0
+            self._last_ns = self._window_ns = 0
             return float(self.scorer.distances_to_goal().mean())
 
     def set_scale(self, scale: float, clip: float) -> None:
@@ -128,26 +130,48 @@ class MessageScorer:
         with self._lock:
             self.scorer.reset()
             self.frame_count = 0
-            self._last_ns = 0
+            self._last_ns = self._window_ns = 0
 
     def reset(self) -> None:
         """Starts an episode."""
         with self._lock:
             self.scorer.reset()
             self.episode += 1
-            self._last_ns = 0
+            self._last_ns = self._window_ns = 0
 
-    def due(self, image: Image | CompressedImage) -> bool:
+    def due(self, image: Image | CompressedImage, now_ns: int) -> bool:
         """Whether an image's turn has come; a reward with a window of frames wants them its period apart.
 
-        Images that come earlier are to be left out. Remembers the one that it lets through.
+        Images that come earlier are to be left out. Remembers the one that it lets through, unless `score` will refuse
+        it: what is refused gets its answer, but takes nobody's turn. For one thread, the one that hears the camera.
+
+        Args:
+            image: every image of the camera that sets the pace, in turn.
+            now_ns: the node's clock, which stands in for a stamp of 0.
         """
         period, stamp_ns = self.scorer.period, _nanoseconds(image)
-        since = stamp_ns - self._due_ns
-        if period is not None and stamp_ns and 0 < since < EARLIEST * period * 1e9:
+        if period is None or self._refusal(stamp_ns, now_ns):
+            return True
+        moment = stamp_ns or now_ns
+        since = moment - self._due_ns
+        if stamp_ns and -RESTART_NS < since <= 0:  # late, but the frame before it is not scored yet
+            return True
+        interval = self._interval(moment)
+        if since > 0 and interval and round(since / interval) < frames_apart(interval * 1e-9, period):
             return False
-        self._due_ns = stamp_ns
+        self._due_ns = moment
         return True
+
+    def _interval(self, moment: int) -> int:
+        """Nanoseconds from one image of the camera to the next; 0 before the second one and after a restart."""
+        latest = moment - self._camera_ns
+        if not self._camera_ns or latest <= -RESTART_NS:
+            self._intervals.clear()
+        elif latest > 0:
+            self._intervals.append(latest)
+        self._camera_ns = moment
+        # Of intervals that a lost image made longer there may be many, of shorter ones hardly any.
+        return sorted(self._intervals)[len(self._intervals) // 4] if self._intervals else 0
 
     def score(self, images: Image | CompressedImage | Images, now_ns: int, dropped: int = 0) -> Scored:
         """Answers one image, or one of each camera. Never raises for anything that they, a model or a goal can do.
@@ -187,39 +211,42 @@ class MessageScorer:
         refusal = self._refusal(stamp_ns, now_ns)
         if refusal:
             return None, Status.BAD_IMAGE, refusal, None
-        problem = ""
-        if stamp_ns == 0:
-            problem = "the image has stamp 0: latency is unknown and the policy cannot match it; fix the camera driver"
-        elif self._last_ns and stamp_ns <= self._last_ns:
+        moment = stamp_ns or now_ns
+        if stamp_ns and stamp_ns <= self._last_ns:
             problem = "stamps jumped back: the stream was restarted, so a new episode begins"
             self.scorer.reset()
             self.episode += 1
         else:
-            problem = self._broken_window(stamp_ns)
-        gap = 0 < self._last_ns < stamp_ns - self._max_gap_ns
+            problem = self._broken_window(moment) or ("" if stamp_ns else UNSTAMPED)
+        gap = self.scorer.period is None and 0 < self._last_ns < stamp_ns - self._max_gap_ns
         frame = None
         try:
             view = self._view(images, stamp_ns)
             frame = view[0]
             sample, status = self.scorer.step(view)
         except tuple(FAILURES) as error:
+            if self._due_ns == stamp_ns:  # the next image gets the turn, which may be early enough for the window
+                self._due_ns = self._window_ns
             return None, FAILURES[type(error)], str(error), frame
         except Exception as error:  # a robot's node must outlive whatever a model or a provider does
             return None, Status.INTERNAL_ERROR, f"inference failed: {type(error).__name__}: {error}", frame
         if status is Status.INTERNAL_ERROR:
             return sample, status, "the model gave a number that is not finite; see `v2r doctor`", frame
-        self._last_ns = stamp_ns
+        self._last_ns, self._window_ns = stamp_ns, moment
         if gap and status is Status.OK:
             # What changed while the camera was away is not the reward of one step.
             sample, status = replace(sample, reward=NAN, raw_reward=NAN), Status.WARMING_UP
         return sample, status, problem, frame
 
-    def _broken_window(self, stamp_ns: int) -> str:
-        """Why a window of frames has to start anew; empty if it need not."""
-        period, since = self.scorer.period, (stamp_ns - self._last_ns) * 1e-9
-        if period is None or not self._last_ns or since <= LATEST * period:
+    def _broken_window(self, moment: int) -> str:
+        """Why a window of frames has to start anew, which it then does; empty if it need not."""
+        period, since = self.scorer.period, abs(moment - self._window_ns) * 1e-9
+        longest = self._max_gap_ns * 1e-9 if period is None else LATEST * period
+        if self.scorer.reward.history < 2 or not self._window_ns or since <= longest:
             return ""
         self.scorer.reset()
+        if period is None:
+            return f"no frame for {since:.3f} s: the reward's window starts anew"
         return (
             f"frames come {since:.3f} s apart, the reward's window wants {period:.3f} s: camera or model is too slow, "
             "so it is warming up again; raise the rate, or train with a larger stride"

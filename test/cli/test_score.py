@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from synthetic_video import moving_square
+from toy_rewards import LENGTH, write_learned_bundle
 
 from v2r_core.cli.main import main
 from v2r_core.cli.score import score_itself
@@ -157,3 +158,45 @@ def test_each_frame_is_embedded_once(tiny_bundle, clip, monkeypatch):
     assert ticks[-1] == (40, 40)
     assert len(scored.curve) == 40
     assert len(pictures) == 1
+
+
+@pytest.mark.parametrize("reward", ["viper", "diffusion"])
+def test_a_step_reward_has_no_goal_value_or_progress_and_can_be_drawn(run, reward, tmp_path):
+    bundle = write_learned_bundle(tmp_path / "learned", reward, 15.0)
+    code, printed, summary, rows = run("--model", bundle, "--overlay")
+    assert code == 0
+    warm = (LENGTH[reward] - 1) * 2
+    assert summary["status"] == {"ok": 40 - warm, "warming_up": warm}
+    assert (summary["reward"], summary["goal"], summary["goal_is_own_last_frame"]) == (reward, None, False)
+    assert summary["voc"] is None and summary["bumps"] is None and summary["final_progress"] is None
+    assert "goal" in printed and "none" in printed
+    found = column(rows, "reward")
+    assert np.isnan(found[:warm]).all() and np.isfinite(found[warm:]).all()
+    assert summary["mean_reward"] == pytest.approx(found[warm:].mean(), rel=1e-4)
+    assert np.isnan(column(rows, "value")).all() and np.isnan(column(rows, "progress")).all()
+    with av.open(str(tmp_path / "out" / "overlay.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 40
+    assert (tmp_path / "out" / "curve.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("goal", ["last", "clip"])
+@pytest.mark.parametrize("reward", ["viper", "time"])
+def test_a_goal_for_a_reward_that_has_none_is_refused(run, clip, goal, reward, tmp_path):
+    bundle = write_learned_bundle(tmp_path / "learned", reward)
+    code, error, _, _ = run("--model", bundle, "--goal", clip if goal == "clip" else goal)
+    assert code == 1
+    assert f"the reward '{reward}' compares with no goal" in error.replace("\n", " ")
+
+
+def test_a_goal_of_a_learned_reward_that_wants_one(run, clip, tmp_path):
+    bundle = write_learned_bundle(tmp_path / "learned", "time", form="goal")
+    own, other = run("--model", bundle)[3], run("--model", bundle, "--goal", clip)[3]
+    np.testing.assert_allclose(column(own, "value"), column(other, "value"), atol=1e-5)
+    assert np.isfinite(column(own, "value")).all()
+
+
+def test_a_video_with_too_few_frames_for_the_window_is_refused(run, tmp_path):
+    code, error, _, _ = run("--model", write_learned_bundle(tmp_path / "learned", "viper", 60.0))
+    assert code == 1
+    assert "30 frames/s" in error and "wants 60" in error
+    assert "Traceback" not in error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic_video import moving_square
+from toy_rewards import write_learned_bundle
 
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer, Status
@@ -207,3 +209,185 @@ def test_a_camera_that_lags_makes_the_answer_stale(pair: MessageScorer, other: i
     assert all(math.isnan(x) for x in numbers(scored.message))
     assert "'right'" in scored.problem
     assert word in scored.problem
+
+
+WARM = [Reward.STATUS_WARMING_UP] * 3
+
+
+def windowed(folder: Path, rate: float | None = 10.0, **options) -> MessageScorer:
+    """Scores windows of 4 frames that are 0.1 s apart."""
+    cameras = len(options.get("cameras", [""]))
+    bundle = load_bundle(write_learned_bundle(folder / "windowed", "viper", rate))
+    inner = Scorer(bundle, providers=["cpu"], paced=True, cameras=cameras)
+    return MessageScorer(inner, lambda m: message_to_rgb(m, 1 << 20), **options)
+
+
+def watch(scorer: MessageScorer, stamps: list[float], broken: set[int] = frozenset()) -> dict[int, Reward]:
+    """What the node does with a camera: answers by number of the image, for those whose turn it is."""
+    frames, answers = moving_square(), {}
+    for number, seconds in enumerate(stamps):
+        stamp = START + round(seconds * SECOND)
+        message = image(frames[number % len(frames)], stamp)
+        if number in broken:
+            message.step = 3
+        if scorer.due(message, stamp):
+            answers[number] = scorer.score(message, stamp).message
+    return answers
+
+
+def statuses(answers: dict[int, Reward]) -> list[int]:
+    return [answer.status for answer in answers.values()]
+
+
+@pytest.mark.parametrize(("fps", "apart"), [(10, 1), (12, 1), (20, 2), (25, 3), (30, 3), (60, 6)])
+def test_of_a_fast_camera_as_many_frames_are_taken_as_offline(tmp_path: Path, fps: int, apart: int) -> None:
+    scorer = windowed(tmp_path)
+    jitter = np.random.default_rng(0).uniform(-0.1, 0.1, 40)
+    answers = watch(scorer, [(number + wobble) / fps for number, wobble in enumerate(jitter)])
+    assert list(answers) == list(range(0, 40, apart))
+    assert statuses(answers) == WARM + [Reward.STATUS_OK] * (len(answers) - 3)
+
+    class Video(list):
+        stamps = np.arange(40) / fps
+
+    offline = Scorer(scorer.scorer.bundle, providers=["cpu"]).score(Video(moving_square())).curve
+    for number, answer in list(answers.items())[3:]:
+        assert answer.reward == pytest.approx(offline.reward[number], abs=1e-4)
+
+
+def test_a_reward_without_a_window_takes_every_image(scorer: MessageScorer) -> None:
+    assert len(watch(scorer, [number / 1000 for number in range(40)])) == 40
+
+
+def test_a_lost_image_of_a_fast_camera_leaves_the_window_whole(tmp_path: Path) -> None:
+    kept = [number for number in range(40) if number != 12]
+    answers = watch(windowed(tmp_path), [number / 30 for number in kept])
+    assert [kept[number] for number in answers][:7] == [0, 3, 6, 9, 13, 16, 19]
+    assert statuses(answers) == WARM + [Reward.STATUS_OK] * (len(answers) - 3)
+
+
+@pytest.mark.parametrize(("broken", "then"), [({12}, Reward.STATUS_OK), ({12, 13}, Reward.STATUS_WARMING_UP)])
+def test_after_a_broken_image_the_next_one_has_its_turn(tmp_path: Path, broken: set[int], then: int) -> None:
+    """The first one to come after it is 1.33 periods behind the last good one, the second one 1.67."""
+    answers = watch(windowed(tmp_path), [number / 30 for number in range(40)], broken)
+    good = 12 + len(broken)
+    assert list(answers)[:6] == [0, 3, 6, 9, 12, 13]
+    assert list(answers)[5 + len(broken) - 1 :][:3] == [good, good + 3, good + 6]
+    assert {answers[number].status for number in broken} == {Reward.STATUS_BAD_IMAGE}
+    assert answers[9].status == Reward.STATUS_OK
+    assert [answers[good + ahead].status for ahead in (0, 3, 6)] == [then] * 3
+    assert answers[good + 9].status == Reward.STATUS_OK
+
+
+@pytest.mark.parametrize("stamp", [5.0, 0.28])
+def test_an_image_that_is_refused_for_its_stamp_takes_no_turn(tmp_path: Path, stamp: float) -> None:
+    scorer, frames = windowed(tmp_path), moving_square()
+    watch(scorer, [0.0, 0.1, 0.2, 0.3])
+    odd, now = image(frames[0], START + int(stamp * SECOND)), START + int(0.33 * SECOND)
+    assert scorer.due(odd, now)
+    assert scorer.score(odd, now).message.status == Reward.STATUS_BAD_IMAGE
+    assert not scorer.due(image(frames[4], now), now)
+    assert scorer.due(image(frames[4], START + int(0.4 * SECOND)), START + int(0.4 * SECOND))
+
+
+def test_a_late_image_takes_no_turn_though_the_one_before_is_not_scored_yet(tmp_path: Path) -> None:
+    scorer, frames = windowed(tmp_path), moving_square()
+    answered = [scorer.due(image(frames[0], START + int(at * SECOND)), START + SECOND) for at in (0.0, 0.1, 0.08, 0.15)]
+    assert answered == [True, True, True, False]
+
+
+def test_a_camera_that_is_too_slow_never_fills_the_window_and_is_complained_about(tmp_path: Path) -> None:
+    scorer = windowed(tmp_path)
+    assert set(statuses(watch(scorer, [number / 5 for number in range(12)]))) == {Reward.STATUS_WARMING_UP}
+    later = START + 3 * SECOND
+    problem = scorer.score(image(moving_square()[0], later), later).problem
+    assert "0.800 s apart" in problem and "wants 0.100 s" in problem and "raise the rate" in problem
+
+
+def test_frames_that_the_model_had_no_time_for_break_the_window(tmp_path: Path) -> None:
+    scorer, frames = windowed(tmp_path), moving_square()
+    watch(scorer, [number / 10 for number in range(6)])
+    for at in (0.6, 0.7):  # the mailbox keeps the newest only
+        assert scorer.due(image(frames[6], START + int(at * SECOND)), START + SECOND)
+    scored = scorer.score(image(frames[7], START + int(0.7 * SECOND)), START + SECOND)
+    assert scored.message.status == Reward.STATUS_WARMING_UP
+    assert "model is too slow" in scored.problem
+    assert scored.message.episode == 0
+
+
+def test_a_window_without_a_rate_ends_with_the_stream(tmp_path: Path) -> None:
+    """Its stride is 2, so it reaches over 7 frames."""
+    scorer = windowed(tmp_path, rate=None, max_gap=1.0)
+    times = [*(number / 10 for number in range(10)), *(5 + number / 10 for number in range(10))]
+    answers = statuses(watch(scorer, times))
+    assert answers == 2 * ([Reward.STATUS_WARMING_UP] * 6 + [Reward.STATUS_OK] * 4)
+
+
+def test_a_window_with_a_long_period_is_no_gap(tmp_path: Path) -> None:
+    answers = statuses(watch(windowed(tmp_path, rate=0.5, max_gap=1.0), [2.0 * number for number in range(8)]))
+    assert answers == WARM + [Reward.STATUS_OK] * 5
+
+
+@pytest.mark.parametrize("begin", [MessageScorer.reset, MessageScorer.begin])
+def test_an_episode_begins_with_an_empty_window(tmp_path: Path, begin: Callable[[MessageScorer], None]) -> None:
+    scorer = windowed(tmp_path)
+    watch(scorer, [number / 10 for number in range(6)])
+    begin(scorer)
+    stamps = [START + int(at * SECOND) for at in (0.6, 0.7, 0.8, 0.9)]
+    scored = [scorer.score(image(frame, s), s) for frame, s in zip(moving_square(), stamps, strict=False)]
+    assert [each.message.status for each in scored] == [*WARM, Reward.STATUS_OK]
+    assert not any(each.problem for each in scored)
+
+
+def test_a_restarted_camera_fills_the_window_anew(tmp_path: Path) -> None:
+    scorer = windowed(tmp_path)
+    watch(scorer, [50 + number / 30 for number in range(20)])
+    answers = watch(scorer, [number / 60 for number in range(40)])
+    assert list(answers)[:4] == [0, 6, 12, 18], "the rate may be another one"
+    assert {answer.episode for answer in answers.values()} == {1}
+    assert statuses(answers)[:3] == WARM
+
+
+def test_images_without_stamps_are_paced_by_the_clock(tmp_path: Path) -> None:
+    scorer, seen = windowed(tmp_path), []
+    for number, frame in enumerate(moving_square()):
+        now = START + number * SECOND // 30
+        if scorer.due(image(frame, 0), now):
+            seen.append((number, scorer.score(image(frame, 0), now)))
+    assert [number for number, _ in seen][:5] == [0, 3, 6, 9, 12]
+    assert [scored.message.status for _, scored in seen] == WARM + [Reward.STATUS_OK] * (len(seen) - 3)
+    assert all("stamp 0" in scored.problem for _, scored in seen)
+    later = START + 10 * SECOND
+    again = scorer.score(image(moving_square()[0], 0), later)
+    assert again.message.status == Reward.STATUS_WARMING_UP
+    assert "apart" in again.problem
+
+
+def test_simulated_time_may_begin_at_0_and_begin_again(tmp_path: Path) -> None:
+    scorer, frames = windowed(tmp_path), moving_square()
+    for _ in range(2):
+        found = []
+        for number in range(60):
+            stamp = number * SECOND // 20
+            if scorer.due(image(frames[number % 40], stamp), stamp):
+                found.append(scorer.score(image(frames[number % 40], stamp), stamp).message)
+        assert [message.status for message in found][:4] == [*WARM, Reward.STATUS_OK]
+        assert len(found) in (30, 31)
+
+
+def test_the_first_camera_sets_the_pace_and_a_late_second_one_costs_no_turn(tmp_path: Path) -> None:
+    scorer, frames = windowed(tmp_path, cameras=["left", "right"], max_skew=0.02), moving_square()
+    found = {}
+    for number in range(40):
+        stamp = START + number * SECOND // 30
+        first = image(frames[number], stamp)
+        second = image(frames[number], stamp - SECOND if number == 12 else stamp + SECOND // 100)
+        if scorer.due(first, stamp):
+            found[number] = scorer.score((first, second), stamp).message
+    assert list(found)[:8] == [0, 3, 6, 9, 12, 13, 16, 19]
+    assert found[12].status == Reward.STATUS_STALE_IMAGE
+    good = [message for number, message in found.items() if number != 12]
+    assert [message.status for message in good] == WARM + [Reward.STATUS_OK] * (len(good) - 3)
+    assert good[-1].component_names == ["left", "right"]
+    assert np.isnan(good[-1].component_values).all()
+    assert math.isfinite(good[-1].reward) and math.isnan(good[-1].value)

@@ -86,6 +86,11 @@ class Score:
 
     def _score(self, scorer: Scorer, video: Video) -> tuple[VideoScore, list[Frame]]:
         """The scored video, and a picture of each subgoal as far as there is one."""
+        if self.goal and not scorer.reward.needs_goal:
+            raise ValueError(
+                f"--goal {self.goal}: the reward {scorer.reward_name!r} compares with no goal; leave --goal away, or "
+                "take --reward vip"
+            )
         goal = self.goal or ("" if scorer.goal or not scorer.reward.needs_goal else LAST)
         # Standard error, so that a pipe gets the summary and nothing else.
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -28,6 +29,8 @@ View = Frame | tuple[Frame, ...]
 
 QUEUE_FRAMES = 16
 DEFAULT_BATCH = 4
+LATEST = 1.5
+"""In periods of a reward's window: after a frame this late it holds another stretch of time than in training."""
 
 
 class Status(IntEnum):
@@ -274,7 +277,7 @@ class Scorer:
         fps = mean_rate(np.asarray(video.stamps, np.float64))
         if self.period is None or not np.isfinite(fps):
             return
-        stride = round(fps * self.period)
+        stride = frames_apart(1 / fps, self.period)
         if stride < 1:
             raise ValueError(
                 f"the video has {fps:.3g} frames/s, a window of {self.reward_name!r} wants {1 / self.period:.3g}; "
@@ -286,6 +289,23 @@ class Scorer:
     def _need_goal(self) -> None:
         if self.reward.needs_goal and self.goal is None:
             raise NoGoalError(f"the reward {self.reward_name!r} needs a goal and none is set; see set_goal")
+
+
+def frames_apart(interval: float, period: float) -> int:
+    """How many frames of a camera lie from one frame of a reward's window to the next, online and offline.
+
+    Args:
+        interval: seconds from one frame of the camera to the next.
+        period: seconds that the window wants.
+
+    Returns:
+        What comes nearest to the period; 0 if the camera is too slow.
+    """
+    if interval > LATEST * period:
+        return 0
+    # Halfway, as a camera of 30 Hz is for 20 Hz, the larger number is the nearer one in proportion. It wins by a
+    # margin, or a camera that keeps time badly would have now this one, now the other.
+    return max(1, math.floor(period / interval + 0.55))
 
 
 def flat(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

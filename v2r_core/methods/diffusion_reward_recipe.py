@@ -97,6 +97,10 @@ class DiffusionRewardRecipe(Recipe):
         return cls(
             epochs=4,
             batch_size=16,
+            # What tells small models apart is how likely the frame is that came, given where and when those before were.
+            compat="paper",
+            mode="likelihood",
+            stride=4,
             channels=(32, 32, 32, 64),
             residual_blocks=1,
             attention_resolutions=(),

@@ -212,7 +212,8 @@ class DiffusionReward:
 
     def _look(self, embedding: NDArray[np.float32], place: int, jobs: list[_Job]) -> RewardSample:
         """Moves the window on; adds a job if the frame can be scored, whose sample has no reward yet."""
-        frame = self._frame
+        # Counted in steps of the window: a robot leaves out the frames between, and has to draw the same.
+        frame = self._frame // self._window.stride
         self._frame += 1
         if not np.isfinite(embedding).all():
             self._window.clear()

@@ -1,7 +1,7 @@
 """The reward of TimeRewarder (arXiv 2509.26627): progress is time, as a network reads it off two frames.
 
 form "start": the value is the distance from the episode's first frame, d(o_0, o_t); no goal is needed.
-form "goal" (ours): it is minus the mean distance that is left to the goals, -mean_g d(o_t, g).
+form "goal" (ours): it is minus the mean distance that is left to the goals, -mean_g |d(o_t, g)|.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class TimeDistance:
         if self._form == "start" or self._goal is None:
             return self._distance(self._first, embedding)
         goals = self._goal.milestones if not self._goal.has_demonstration else self._goal.milestones[-1:]
-        return -float(np.mean([self._distance(embedding, goal) for goal in goals]))
+        # A frame that takes the goal for its past is not at the goal either: an optimiser finds such frames.
+        return -float(np.mean([abs(self._distance(embedding, goal)) for goal in goals]))
 
     def _calibrated(self, embedding: NDArray[np.float32], value: float) -> tuple[float, float]:
         """Progress and uncertainty: from the goal's demonstration; without one, progress is the distance itself."""
