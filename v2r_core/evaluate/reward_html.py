@@ -258,8 +258,8 @@ success: an episode that fails in good order has a high one too, so look at AURO
 step by itself, and what needs a value is not computed for it. AUROC, average precision and pairs compare episodes of
 one task with each other, with ties counted half, and are then averaged over tasks. Intervals are from 1000 bootstrap
 resamples of tasks and of episodes inside a task. A number that is undefined, such as the correlation of a constant
-curve, is counted and shown as undefined, never left out silently. The control <em>frame number</em> looks at no frame at
-all: what it reaches is what a metric gives away for free.</p>"""
+curve, is counted and shown as undefined, never left out silently. The control <em>frame number</em> looks at no frame:
+what it reaches is what a metric gives away for free.</p>"""
 
 
 def _table(caption: str, head: str, lines: Sequence[str], sortable: bool = False) -> str:

@@ -97,7 +97,7 @@ class DiffusionRewardRecipe(Recipe):
         return cls(
             epochs=4,
             batch_size=16,
-            # What tells small models apart is how likely the frame is that came, given where and when those before were.
+            # A small model tells most by how likely the frame is that came, given place and order of those before.
             compat="paper",
             mode="likelihood",
             stride=4,
