@@ -84,6 +84,8 @@ def draw_curve(
     _draw_line(axes[3], times, curve.progress, GREEN, "progress")
     axes[3].set_ylim(-0.04, 1.04)
     axes[3].set_yticks([0, 0.5, 1])
+    if not np.isfinite(curve.value).any():
+        _note(axes[1], "none: a step reward scores each step by itself")
     if not np.isfinite(curve.progress).any():
         _note(axes[3], "not available: progress is calibrated on a demonstration")
     for axis in axes[1:]:

@@ -96,6 +96,9 @@ class GoalServer:
         try:
             if holder is None:
                 raise GoalError(Response.RESULT_WRONG_STATE, "the node is not configured; configure it first")
+            if not holder.scorer.reward.needs_goal:
+                text = f"the reward {holder.scorer.reward_name} takes no goal; configure the node with another reward"
+                raise GoalError(Response.RESULT_WRONG_STATE, text)
             goal, source = make(holder.scorer)
             response.initial_distance = holder.set_goal(goal, source, new_episode)
             response.result = Response.RESULT_SUCCESS

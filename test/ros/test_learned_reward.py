@@ -19,6 +19,7 @@ from toy_rewards import LENGTH, write_learned_bundle
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer
 from v2r_msgs.msg import Reward, RewardInfo
+from v2r_msgs.srv import SetGoal
 from v2r_ros import qos
 
 FRAMES = moving_square()
@@ -187,3 +188,13 @@ def test_what_was_trained_is_run(method: str, tokenizer: str, tmp_path: Path, cl
         assert answers[0].status == WARMING_UP
         assert answers[-1].status == OK
         assert node.infos[-1].model_sha256 == load_bundle(bundle).sha256
+
+
+def test_a_reward_that_takes_no_goal_refuses_one(tmp_path: Path) -> None:
+    bundle = write_learned_bundle(tmp_path / "bundle", "viper", 1 / PERIOD)
+    with running(tmp_path, bundle) as node:
+        play(node, FRAMES[:3], PERIOD)
+        request = SetGoal.Request(source=SetGoal.Request.FROM_CURRENT_FRAME)
+        response = node.graph.call(SetGoal, "/reward_node/set_goal", request)
+        assert response.result == SetGoal.Response.RESULT_WRONG_STATE
+        assert "viper takes no goal" in response.message
