@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from v2r_core.methods import METHODS, load_method
-from v2r_core.methods.method import Recipe
+from v2r_core.methods.method import Method, Recipe
 from v2r_core.training.log import read_metrics
 from v2r_core.training.loop import train
 from v2r_core.training.options import RunOptions
@@ -82,7 +82,9 @@ class Train:
         run = train(self.method, self.recipe, self.data, self.out, self.options)
         lines = read_metrics(run)
         Console().print(f"{run}: step {lines[-1]['step']:.0f}, loss {lines[-1]['loss']:.4g}")
-        Console().print(f"next: v2r export {run} --out BUNDLE, or v2r eval probe --model {run} --data ...")
+        learned = load_method(self.method).reward_export is not Method.reward_export
+        judge = "then v2r eval reward --model BUNDLE" if learned else f"or v2r eval probe --model {run}"
+        Console().print(f"next: v2r export {run} --out BUNDLE, {judge} --data ...")
         return 0
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -39,7 +40,8 @@ class TimeRewarderRecipe(BackboneRecipe):
         bins: of the distribution over [-1, 1].
         decay: an interval of a part x of the video is drawn with a weight of exp(-decay x).
         goal_form: the goal-conditioned form; besides each pair, the distance to the video's last frame is learned.
-        negatives: patterns of the names of videos that lead nowhere, such as `*random*`; for the goal-conditioned form.
+        negatives: patterns of the paths or names of videos that lead nowhere, such as `*/random/*`; for the
+            goal-conditioned form.
         pair_hidden: channels of the hidden layers that see both frames.
     """
 
@@ -136,7 +138,7 @@ class TimeRewarder(BackboneMethod):
 
     def _leads_nowhere(self, name: str) -> bool:
         video = name.rpartition("#")[0]
-        return any(fnmatch(video, pattern) for pattern in self.recipe.negatives)
+        return any(fnmatch(part, pattern) for pattern in self.recipe.negatives for part in (video, Path(video).name))
 
     def encoder(self) -> Encoder:
         """What one frame becomes before two are compared."""
