@@ -155,7 +155,7 @@ SIZES = {
     "viper": ["--frames", "3", "--stride", "1", "--width", "24", "--heads", "2", "--mlp", "48"],
     "diffusion-reward": [
         *("--size", "16", "--channels", *CHANNELS["tiny-diffusion-reward"], "--latent", "8", "--codes", "16"),
-        *("--width", "16", "--depth", "1", "--heads", "2", "--condition-width", "12"),
+        *("--width", "16", "--depth", "1", "--heads", "2", "--condition-width", "12", "--stride", "1"),
     ],
 }
 
