@@ -20,7 +20,7 @@ from v2r_core.nn.adversarial import (
 )
 from v2r_core.nn.perceptual import VGG16_LAYERS, BackboneStages, PerceptualDistance, VGG16Stages
 from v2r_core.nn.vqgan import nearest_codes, perplexity, quantization_errors, quantization_rms
-from v2r_core.rewards.viper import quantize
+from v2r_core.rewards.quantization import quantize
 
 HORIZON = Horizon(steps_per_epoch=5, epochs=4, batch_size=8, examples=40)
 TOY = {"batch_size": 8, "size": 16, "latent": 8, "codes": 16, "adversarial_start": 0, "discriminator_width": 8}

@@ -15,7 +15,8 @@ from v2r_core.nn import viper_vqgan
 from v2r_core.nn.video_gpt import Likelihood, VideoGPT, VideoGPTConfig
 from v2r_core.nn.viper_vqgan import ViperVQGANConfig
 from v2r_core.nn.vqgan import perplexity
-from v2r_core.rewards.viper import ViperReward, quantize
+from v2r_core.rewards.quantization import quantize
+from v2r_core.rewards.viper import ViperReward
 
 CASES = {"s4k1": (4, 1, 0), "s4k1_class": (4, 1, 4), "s2k3": (2, 3, 0), "s2k3_class": (2, 3, 4)}
 LABEL = 2

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from v2r_core.rewards.viper import WINDOW_BATCH, ViperReward, quantize
+from v2r_core.rewards.quantization import quantize
+from v2r_core.rewards.viper import WINDOW_BATCH, ViperReward
 
 CODES, DIM, TOKENS = 16, 4, 9
 CODEBOOK = np.random.default_rng(0).standard_normal((CODES, DIM)).astype(np.float32)

@@ -27,8 +27,8 @@ from v2r_core.rewards.goal_distance import (
     check_positive,
     embed_in_batches,
 )
+from v2r_core.rewards.quantization import quantize
 from v2r_core.rewards.reward import Embed, Network, RewardCurve, RewardKind, RewardSample
-from v2r_core.rewards.viper import quantize
 from v2r_core.rewards.window import FrameWindow
 
 Draw = Callable[[tuple[int, ...]], NDArray[np.floating]]

@@ -27,13 +27,13 @@ from v2r_core.rewards.goal_distance import (
     check_positive,
     embed_in_batches,
 )
+from v2r_core.rewards.quantization import Codes, quantize
 from v2r_core.rewards.reward import Embed, RewardCurve, RewardKind, RewardSample
 from v2r_core.rewards.window import FrameWindow
 
 WINDOW_BATCH = 8
 """Windows that go through the network at once, times the number of cameras."""
 
-Codes = NDArray[np.int64]
 EntryT = TypeVar("EntryT")
 
 
@@ -251,24 +251,6 @@ class ViperReward:
 
     def _sample(self, raw: float, uncertainty: float) -> RewardSample:
         return RewardSample(self._shape(self._standardise(raw)), raw, NAN, NAN, 0, 1, uncertainty)
-
-
-def quantize(latents: NDArray[np.float32], codebook: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float64]]:
-    """The nearest code of each latent by squared distance, and how far a frame's latents are from them.
-
-    Args:
-        latents: float32 (C, L * z), z fastest.
-        codebook: float32 (K, z).
-
-    Returns:
-        codes, int64 (C, L); root mean square of the differences, float64 (C,).
-    """
-    vectors = latents.reshape(len(latents), -1, codebook.shape[1]).astype(np.float32, copy=False)
-    # |v|^2 is the same for all codes of a vector.
-    scores = np.square(codebook).sum(axis=1) - 2 * (vectors @ codebook.T)
-    codes = scores.argmin(axis=2).astype(np.int64)
-    differences = (vectors - codebook[codes]).astype(np.float64)
-    return codes, np.sqrt(np.square(differences).mean(axis=(1, 2)))
 
 
 def _entry(kind: str, entries: Mapping[str, EntryT], name: str) -> EntryT:
