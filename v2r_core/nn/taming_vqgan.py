@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from v2r_core.nn.vqgan import VQGAN
+from v2r_core.nn.vqgan import VQGAN, Down, Up
 
 GROUPS = 32
 GROUP_NORM_EPS = 1e-6
@@ -126,32 +126,6 @@ class SpatialAttention(nn.Module):
         query, key, value = (part(normed).flatten(2).transpose(1, 2)[:, None] for part in (self.q, self.k, self.v))
         found = functional.scaled_dot_product_attention(query, key, value)[:, 0]
         return x + found.transpose(1, 2).reshape(x.shape)
-
-
-class Down(nn.Module):
-    """Half the side: one row and column of zeros at the bottom and on the right, then a strided convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H / 2, W / 2)."""
-        halved: Tensor = self.conv(functional.pad(x, (0, 1, 0, 1)))
-        return halved
-
-
-class Up(nn.Module):
-    """Twice the side: every pixel four times, then a convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, 2H, 2W)."""
-        doubled: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return doubled
 
 
 class Encoder(nn.Module):

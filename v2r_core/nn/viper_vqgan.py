@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from v2r_core.nn.vqgan import VQGAN
+from v2r_core.nn.vqgan import VQGAN, Down, Up
 
 GROUPS = 32
 EPS = 1e-6
@@ -150,32 +150,6 @@ class SpatialAttention(nn.Module):
         found = functional.scaled_dot_product_attention(*parts)[:, 0]
         total: Tensor = x + self.out(found.transpose(1, 2).reshape(x.shape))
         return total
-
-
-class Down(nn.Module):
-    """Half the side: a strided convolution, with zeros on the right and at the bottom (TensorFlow's SAME)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H / 2, W / 2)."""
-        halved: Tensor = self.conv(functional.pad(x, (0, 1, 0, 1)))
-        return halved
-
-
-class Up(nn.Module):
-    """Twice the side: every pixel four times, then a convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = conv3(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, 2 H, 2 W)."""
-        doubled: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return doubled
 
 
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:

@@ -99,6 +99,32 @@ class VQGAN(nn.Module):
         return self.decode(quantized), codes, loss
 
 
+class Down(nn.Module):
+    """Half the side: a strided convolution, with zeros on the right and at the bottom (TensorFlow's SAME)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H / 2, W / 2)."""
+        halved: Tensor = self.conv(functional.pad(x, (0, 1, 0, 1)))
+        return halved
+
+
+class Up(nn.Module):
+    """Twice the side: every pixel four times, then a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, 2 H, 2 W)."""
+        doubled: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return doubled
+
+
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The nearest code of each vector by squared Euclidean distance; the first of equal ones.
 
