@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from v2r_core.methods.method import FrozenPart
 from v2r_core.video.clips import ClipDataset
 from v2r_core.video.footage import Reader
+from v2r_core.video.frame_cache import source_state
 from v2r_core.video.resize import Frame, resize_frame
 from v2r_core.video.video import VideoError
 
@@ -78,9 +78,7 @@ def _frame(reader: Reader, source: int, number: int, frozen: FrozenPart) -> Fram
 
 
 def _key(frozen: FrozenPart, path: str, frames: int) -> str:
-    file = Path(path)
-    state: Sequence[int] = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else ()
-    text = json.dumps([frozen.name, vars(frozen.preprocess), path, frames, list(state)])
+    text = json.dumps([frozen.name, vars(frozen.preprocess), path, frames, source_state(path)])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

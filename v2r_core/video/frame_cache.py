@@ -84,7 +84,7 @@ def open_cached(source: str, folder: Path, side: int) -> CachedVideo:
         FileNotFoundError: no such video.
         CacheError: the folder cannot be written to, or is full.
     """
-    frames = folder / f"{_digest(source, side)}-{_digest(_state(source))}.npy"
+    frames = folder / f"{_digest(source, side)}-{_digest(source_state(source))}.npy"
     if not frames.exists():
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def _about(frames: Path) -> Path:
     return frames.with_suffix(".json")
 
 
-def _state(source: str) -> list[tuple[str, int, int]]:
+def source_state(source: str) -> list[tuple[str, int, int]]:
     """Names, sizes and times of change of the files that a source is made of."""
     path = Path(source)
     if not path.exists():
