@@ -10,7 +10,7 @@ from episode_data import write_episodes
 from tiny_bundle import write_tiny_bundle
 
 from v2r_core.cli import eval_reward
-from v2r_core.cli.eval_reward import IMAGENET, NOVELTY, EvalReward
+from v2r_core.cli.eval_reward import IMAGENET, NOVELTY, EvalReward, _parameter
 from v2r_core.deploy.bundle import BundleError
 
 
@@ -56,3 +56,19 @@ def test_wrong_paths(tmp_path: Path, tiny_bundle: Path) -> None:
         EvalReward((tmp_path,), data, controls=False).run()
     with pytest.raises(ValueError, match="given twice"):
         EvalReward((tiny_bundle, tiny_bundle), data, controls=False).run()
+
+
+def test_parameters_of_the_judged_reward_are_read_and_checked(tmp_path: Path, tiny_bundle: Path) -> None:
+    data = write_episodes(tmp_path / "heldout", (7,), ("expert", "half"), ("right",))
+    EvalReward((tiny_bundle,), data, tmp_path / "out", controls=False, perturbed=0, set=("compat=official",)).run()
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert found["models"][0]["about"]["parameters"] == "compat = official"
+    with pytest.raises(ValueError, match="no parameter 'colour'"):
+        EvalReward((tiny_bundle,), data, tmp_path / "out", controls=False, set=("colour=red",)).run()
+    assert dict(map(_parameter, ("mode=conditional", "skip_step=24", "std=0.5"))) == {
+        "mode": "conditional",
+        "skip_step": 24,
+        "std": 0.5,
+    }
+    with pytest.raises(ValueError, match="name=value expected"):
+        _parameter("mode")

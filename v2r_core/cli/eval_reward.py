@@ -61,6 +61,8 @@ class EvalReward:
     """Of what is chosen, of the controls and of the bootstrap."""
     threads: int = 1
     """CPU threads of a bundle's networks."""
+    set: tuple[str, ...] = ()
+    """Parameters of the judged rewards in place of the bundles', such as `mode=conditional` or `speed=one_call`."""
 
     def run(self) -> int:
         """Measures, prints a line a metric, writes the report.
@@ -70,6 +72,7 @@ class EvalReward:
         """
         if not self.model:
             raise ValueError("no model given; name one bundle or several after --model")
+        parameters = dict(map(_parameter, self.set))
         options = SuiteOptions(self.per_group, self.perturbed, self.seeds, self.tolerance, self.min_interval, self.seed)
         data = read_episodes(self.data)
         goals = self._goals()
@@ -77,7 +80,7 @@ class EvalReward:
         names = _names(self.model)
         # All are opened before the first is scored: a wrong path is found at once.
         judged: list[ScoredModel] = [
-            BundleModel(folder, self.threads, name) for folder, name in zip(self.model, names, strict=True)
+            BundleModel(folder, self.threads, name, parameters) for folder, name in zip(self.model, names, strict=True)
         ]
         controls, left_out = self._controls(goals) if self.controls else ([], {})
         reports: list[ModelReport] = []
@@ -111,6 +114,19 @@ class EvalReward:
         experts = [episode for episode in (goals.episodes if goals else ()) if episode.labels.success]
         chosen = np.random.default_rng([self.seed, 3]).permutation(len(experts))[:EXPERTS_FOR_RND]
         return [frame for place in sorted(chosen.tolist()) for frame in read_frames(experts[place])]
+
+
+def _parameter(word: str) -> tuple[str, float | int | str]:
+    """`name=value`, with numbers as numbers."""
+    name, equals, value = word.partition("=")
+    if not name or not equals:
+        raise ValueError(f"--set {word}: name=value expected, such as mode=conditional")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
 
 
 def _names(folders: tuple[Path, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -88,7 +87,10 @@ class Export:
 
 def _rate_of(run: Path) -> float | None:
     """Frames a second of the videos of a run."""
-    fps: float | None = json.loads((run.expanduser() / "run.json").read_text()).get("fps")
+    # The methods are needed for runs only.
+    from v2r_core.methods.runs import read_run  # noqa: PLC0415
+
+    fps: float | None = read_run(run).get("fps")
     return fps
 
 

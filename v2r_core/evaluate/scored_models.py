@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -96,20 +96,29 @@ class ScoredModel(Protocol):
 class BundleModel:
     """A bundle, through the same scorer as on the robot. See `ScoredModel`."""
 
-    def __init__(self, folder: str | Path, threads: int = 1, name: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        threads: int = 1,
+        name: str | None = None,
+        parameters: Mapping[str, float | int | str] | None = None,
+    ) -> None:
         """Loads it.
 
         Args:
             folder: of the bundle.
             threads: CPU threads of its networks.
             name: for tables; None takes the bundle's.
+            parameters: of its reward, that override the bundle's.
 
         Raises:
             BundleError: not a bundle, or a damaged one.
+            ValueError: the reward has no such parameter, or a value out of range.
         """
         self._bundle = load_bundle(folder)
         self._threads = threads
-        self._scorers = {0: Scorer(self._bundle, threads=threads)}
+        self._parameters = dict(parameters or {})
+        self._scorers = {0: Scorer(self._bundle, parameters=self._parameters, threads=threads)}
         scorer, manifest = self._scorers[0], self._bundle.manifest
         self.name = name or manifest.name
         self.kind: RewardKind = scorer.reward.kind
@@ -121,6 +130,7 @@ class BundleModel:
             "reward": scorer.reward_name,
             "encoder": manifest.encoder.name,
             "goal": "its own" if self.own_goal else "from the data" if self.needs_goal else "none needed",
+            "parameters": ", ".join(f"{key} = {value}" for key, value in self._parameters.items()) or "the bundle's",
             "sha256": self._bundle.sha256,
             "provider": scorer.session.provider,
             "precision": scorer.session.precision,
@@ -163,7 +173,9 @@ class BundleModel:
     def _scorer(self, seed: int) -> Scorer:
         if seed not in self._scorers:
             # Only rewards that draw have this parameter.
-            self._scorers[seed] = Scorer(self._bundle, parameters={"seed": seed}, threads=self._threads)
+            self._scorers[seed] = Scorer(
+                self._bundle, parameters={**self._parameters, "seed": seed}, threads=self._threads
+            )
         return self._scorers[seed]
 
 
