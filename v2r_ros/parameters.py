@@ -28,7 +28,7 @@ class Spec:
     """
 
     name: str
-    default: bool | int | float | str | tuple[str, ...]
+    default: bool | int | float | str | tuple[str, ...] | tuple[float, ...]
     description: str
     when: When = "configure"
     low: float | None = None
@@ -154,6 +154,162 @@ VIDEO_NODE = (
     ),
     Spec("frame_id", "camera_optical_frame", "frame_id of every header", when="start"),
     Spec("compressed", False, "publish JPEG on image/compressed instead of raw images", when="start"),
+)
+
+POLICY_NODE = (
+    Spec("model", "", "folder of the policy; has to be given"),
+    Spec("providers", ("auto",), "ONNX Runtime providers in order of preference, out of cuda, cpu; or auto"),
+    Spec("threads", 1, "CPU threads of the actor and its encoder", low=1, high=64),
+    Spec("image_transport", "raw", "subscribe to image, or to image/compressed", choices=("raw", "compressed")),
+    Spec(
+        "image_qos",
+        "sensor_data",
+        "reliability of the image subscription; sensor_data is best effort and matches every camera",
+        choices=("sensor_data", "reliable"),
+    ),
+    Spec("max_pixels", 16777216, "largest image that is accepted, in pixels", when="start", low=1024, high=268435456),
+    Spec("max_compressed_bytes", 8388608, "largest compressed image, in bytes", when="start", low=1024, high=268435456),
+    Spec(
+        "action_type",
+        "float64_multi_array",
+        "what ~/action is",
+        choices=("float64_multi_array", "twist_stamped", "joint_trajectory"),
+    ),
+    Spec("action_scale", (1.0,), "factors on the policy's numbers, which are in [-1, 1]; one for all, or one each"),
+    Spec("action_offset", (0.0,), "added after that; one for all, or one each"),
+    Spec("action_low", (-1.0,), "lowest command that is ever published, in its own unit; one for all, or one each"),
+    Spec("action_high", (1.0,), "highest command that is ever published; one for all, or one each"),
+    Spec(
+        "twist_axes",
+        ("linear.x", "angular.z"),
+        "of twist_stamped: axis of each number, out of linear.x, .y, .z, angular.x, .y, .z",
+    ),
+    Spec("joint_names", ("",), "of joint_trajectory: joint of each number"),
+    Spec(
+        "joint_command",
+        "positions",
+        "of joint_trajectory: what the numbers are",
+        choices=("positions", "velocities"),
+    ),
+    Spec("frame_id", "base_link", "frame_id of twist_stamped", when="start"),
+    Spec(
+        "when_unsafe",
+        "zero",
+        "command while it is not safe to move; zero stops velocities, hold repeats the last position",
+        choices=("zero", "hold"),
+    ),
+    Spec("use_reward", True, "false: move without a reward; only camera, actor and ~/enable stop the robot then"),
+    Spec(
+        "reward_timeout",
+        0.5,
+        "seconds without a reward, by the wall clock, after which the robot stops",
+        low=0.02,
+        high=3600.0,
+    ),
+    Spec(
+        "reward_deadline",
+        2.0,
+        "deadline that is requested of the reward's publisher, in seconds; at least twice reward_node's image_timeout",
+        low=0.02,
+        high=7200.0,
+    ),
+    Spec(
+        "warm_up_time",
+        2.0,
+        "seconds on end for which rewards of status WARMING_UP do not stop the robot; a window fills by moving",
+        low=0.0,
+        high=3600.0,
+    ),
+    Spec(
+        "image_timeout",
+        0.5,
+        "seconds without an image or without an action, by the wall clock, after which the robot stops",
+        low=0.02,
+        high=3600.0,
+    ),
+    Spec("fault_timeout", 5.0, "seconds of standing still on end that end the episode", low=0.1, high=3600.0),
+    Spec(
+        "success_progress",
+        0.95,
+        "progress that, held for success_frames rewards, ends the episode; 0: never",
+        when="always",
+        low=0.0,
+        high=1.0,
+    ),
+    Spec("success_frames", 5, "rewards on end above success_progress", when="always", low=1, high=100000),
+    Spec(
+        "time_limit",
+        30.0,
+        "longest episode, in seconds of the images' stamps; 0: none",
+        when="always",
+        low=0.0,
+        high=86400.0,
+    ),
+    Spec(
+        "start_enabled",
+        False,
+        "true: the robot moves as soon as the node is active, without ~/enable; for simulations",
+    ),
+    Spec("auto_restart", False, "begin the next episode after the end of one; false: wait for ~/enable", when="always"),
+    Spec("reset_environment", "", "Trigger service that is called first before an episode; empty: none"),
+    Spec("reset_reward", "reward_node/reset", "Trigger service that is called next; empty: none"),
+    Spec("reset_timeout", 10.0, "seconds for each of the two; a refused call is repeated", low=0.1, high=3600.0),
+    Spec(
+        "noise_std",
+        0.0,
+        "deviation of the normal noise on the policy's numbers, for collecting data",
+        when="always",
+        low=0.0,
+        high=10.0,
+    ),
+    Spec("record_dir", "", "folder for the transitions, as `v2r rl train --offline` reads them; empty: none"),
+    Spec("record_gb", 8.0, "largest size of that folder; the oldest episodes give way", low=0.001, high=100000.0),
+    Spec(
+        "max_latency",
+        0.25,
+        "seconds from image stamp to action (p95) above which diagnostics warn",
+        when="always",
+        low=0.001,
+        high=60.0,
+    ),
+    Spec("diagnostics_period", 1.0, "seconds between two messages on /diagnostics", when="start", low=0.1, high=60.0),
+)
+
+SIM_NODE = (
+    Spec(
+        "env",
+        "metaworld:door-close-v3",
+        "metaworld:TASK, dm_control:DOMAIN-TASK, gym:ID or gym:MODULE:ID",
+        when="start",
+    ),
+    Spec("size", 128, "side of the images in pixels", when="start", low=16, high=2048),
+    Spec("action_repeat", 1, "steps of the simulator for each action", when="start", low=1, high=100),
+    Spec("horizon", 0, "steps of the simulator in an episode; 0: its own limit", when="start", low=0, high=10000000),
+    Spec("seed", 0, "seed of the first episode; every reset counts it up by one", when="start", low=0, high=2000000000),
+    Spec(
+        "speed",
+        1.0,
+        "factor on real time; 0: as fast as the actions come, only with lockstep",
+        when="start",
+        low=0.0,
+        high=1000.0,
+    ),
+    Spec("lockstep", False, "publish the next image only after the action for the last one has come", when="start"),
+    Spec(
+        "action_timeout",
+        0.5,
+        "seconds, by the wall clock, after which an action counts no more: zero takes its place",
+        when="start",
+        low=0.01,
+        high=3600.0,
+    ),
+    Spec(
+        "simulated_time",
+        True,
+        "stamps are simulated time, which goes out on /clock; false: stamps of the node's clock, no /clock",
+        when="start",
+    ),
+    Spec("frame_id", "camera_optical_frame", "frame_id of every header", when="start"),
 )
 
 RECORDER = (

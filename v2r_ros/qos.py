@@ -17,6 +17,10 @@ def image_publisher() -> QoSProfile:
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.RELIABLE)
 
 
+LEASE_S = 2.0
+"""Liveliness lease that a reward publisher offers and a policy requests."""
+
+
 def reward_publisher(max_period: float) -> QoSProfile:
     """Reliable, with an offered deadline and liveliness that a policy may request; nobody has to.
 
@@ -29,8 +33,29 @@ def reward_publisher(max_period: float) -> QoSProfile:
         reliability=ReliabilityPolicy.RELIABLE,
         deadline=Duration(seconds=2.0 * max_period),
         liveliness=LivelinessPolicy.AUTOMATIC,
-        liveliness_lease_duration=Duration(seconds=2.0),
+        liveliness_lease_duration=Duration(seconds=LEASE_S),
     )
+
+
+def reward_subscription(deadline: float) -> QoSProfile:
+    """What a policy requests of `reward_publisher`, so that the middleware itself reports a silent or dead reward.
+
+    Args:
+        deadline: longest time between two messages in seconds; with less than the publisher offers, none arrive.
+    """
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=10,
+        reliability=ReliabilityPolicy.RELIABLE,
+        deadline=Duration(seconds=deadline),
+        liveliness=LivelinessPolicy.AUTOMATIC,
+        liveliness_lease_duration=Duration(seconds=LEASE_S),
+    )
+
+
+def command() -> QoSProfile:
+    """Newest command only, and it arrives: a stop must not be lost, and an old motion must not be carried out late."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def latched() -> QoSProfile:

@@ -8,23 +8,28 @@ import pytest
 import yaml
 from rclpy.parameter import Parameter
 
-from v2r_ros.parameters import RECORDER, REWARD_NODE, VIDEO_NODE, check_change, markdown
+from v2r_ros.parameters import POLICY_NODE, RECORDER, REWARD_NODE, SIM_NODE, VIDEO_NODE, check_change, markdown
 
 ROOT = Path(__file__).parents[2]
+TABLES = [REWARD_NODE, POLICY_NODE, SIM_NODE, VIDEO_NODE, RECORDER]
 
 
-def test_config_holds_every_parameter_with_its_default() -> None:
-    (content,) = yaml.safe_load((ROOT / "config" / "reward.yaml").read_text()).values()
-    expected = {s.name: list(s.default) if isinstance(s.default, tuple) else s.default for s in REWARD_NODE}
-    assert content["ros__parameters"] == expected
+@pytest.mark.parametrize(
+    ("name", "table"), [("reward", REWARD_NODE), ("policy", POLICY_NODE), ("sim", SIM_NODE)], ids=lambda x: str(x)[:6]
+)
+def test_config_holds_every_parameter_with_its_default(name: str, table: tuple) -> None:
+    content = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    assert list(content) == [f"/**/{name}_node"]
+    expected = {s.name: list(s.default) if isinstance(s.default, tuple) else s.default for s in table}
+    assert content[f"/**/{name}_node"]["ros__parameters"] == expected
 
 
-@pytest.mark.parametrize("table", [REWARD_NODE, VIDEO_NODE, RECORDER])
+@pytest.mark.parametrize("table", TABLES)
 def test_readme_shows_the_table(table: tuple) -> None:
     assert markdown(table) in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("table", [REWARD_NODE, VIDEO_NODE, RECORDER])
+@pytest.mark.parametrize("table", TABLES)
 def test_defaults_lie_in_their_own_range(table: tuple) -> None:
     for spec in table:
         assert not spec.problem(spec.default), spec

@@ -47,6 +47,8 @@ class Export:
     """Seed of the weights of `random:<name>`."""
     force: bool = False
     """Overwrite a bundle that is there."""
+    rate: float | None = None
+    """Of a policy: actions a second; by default as in training."""
 
     def run(self) -> int:
         """Exports, checks and reports.
@@ -55,6 +57,8 @@ class Export:
             ValueError: unknown encoder, weights that do not fit, or an export that is not faithful.
         """
         console = Console()
+        if _is_policy(Path(self.encoder).expanduser()):
+            return self._export_policy(console)
         with console.status(f"exporting {self.encoder}"):
             encoder, learned = self._encoder()
             exported = export_encoder(encoder, self.out, self.half_weights, self.force)
@@ -66,6 +70,17 @@ class Export:
                 parts = export_networks(learned.networks, learned.tensors, self.out)
             bundle = export_bundle(exported, self.out, name=called, reward=spec, learned=parts)
         console.print(_report(bundle))
+        return 0
+
+    def _export_policy(self, console: Console) -> int:
+        # Simulators and agents are needed for policies only.
+        from v2r_core.rl.export import export_policy  # noqa: PLC0415
+
+        with console.status(f"exporting {self.encoder}"):
+            policy = export_policy(self.encoder, self.out, rate=self.rate, name=self.name)
+        manifest = policy.manifest
+        console.print(f"{policy.path}: {manifest.action_dim} actions at {manifest.rate:.4g} Hz")
+        console.print(f"next: ros2 run v2r_ros policy_node --ros-args -p model:={policy.path}")
         return 0
 
     def _encoder(self) -> tuple[Encoder, RewardExport | None]:
@@ -83,6 +98,15 @@ class Export:
         if weights is None and path.is_file():
             name, weights = identify_weights(path), path
         return create_encoder(name, weights, seed=self.seed, size=self.size, mode=self.mode), None
+
+
+def _is_policy(run: Path) -> bool:
+    if not (run / "run.json").is_file():
+        return False
+    from v2r_core.methods.runs import read_run  # noqa: PLC0415
+    from v2r_core.rl.options import METHOD  # noqa: PLC0415
+
+    return bool(read_run(run)["method"] == METHOD)
 
 
 def _rate_of(run: Path) -> float | None:

@@ -263,11 +263,12 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{source}: {sorted(missing)} used but not listed under files; export the bundle again")
     root = folder.resolve()
     for name, spec in manifest.files.items():
-        _check_file(root, name, spec)
+        check_file(root, name, spec)
     return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
 
 
-def _check_file(root: Path, name: str, spec: FileSpec) -> None:
+def check_file(root: Path, name: str, spec: FileSpec) -> None:
+    """Raises BundleError unless a file of a bundle lies in its folder, resolved, and is the one that was written."""
     file = root / name
     if not file.resolve().is_relative_to(root) or Path(name).is_absolute():
         raise BundleError(f"{root}: file name {name!r} leaves the bundle; do not use this bundle")

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -31,6 +29,7 @@ from v2r_core.training.features import frame_features
 from v2r_core.training.log import RunLog
 from v2r_core.training.options import RunOptions
 from v2r_core.training.record import claim, new_record
+from v2r_core.training.signals import stop_signals
 from v2r_core.video.batches import finish, make_loader
 from v2r_core.video.clips import ClipDataset, steps_per_epoch
 from v2r_core.video.footage import find_videos
@@ -114,7 +113,7 @@ def train(
         device=accelerator.device,
     )
     trainer = _Trainer(run, accelerator, wrapped, method, stepper, options, labels)
-    with RunLog(run, horizon.steps, start, accelerator.is_main_process) as log, _stop_signals() as stopping:
+    with RunLog(run, horizon.steps, start, accelerator.is_main_process) as log, stop_signals() as stopping:
         for name, reason in dataset.skipped:
             log.say(f"skipped {name}: {reason}")
         trainer.run(iter(loader), start, last, log, stopping)
@@ -329,21 +328,3 @@ def _text(numbers: dict[str, float]) -> str:
     if math.isfinite(numbers.get("effective_rank", math.nan)):
         parts.append(f"rank {numbers['effective_rank']:.3g}")
     return "  ".join(parts)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Within, SIGINT and SIGTERM put their number into the list; a second one ends the process at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,106 @@
+"""A policy in its closed loop: a simulated task as camera and actuator, reward_node, policy_node, and a recording.
+
+ros2 launch v2r_ros sim.launch.py policy:=my_policy model:=my_reward env:=metaworld:door-close-v3
+"""
+
+from __future__ import annotations
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import GroupAction, IncludeLaunchDescription, OpaqueFunction, SetEnvironmentVariable
+from launch.conditions import IfCondition
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from v2r_ros.environment import node_environment, share_folder
+from v2r_ros.launching import declare, record_bag, value
+
+IMAGE, ACTION, REWARD = "/camera/image", "/policy_node/action", "/reward_node/reward"
+TOPICS = [
+    "/clock",
+    IMAGE,
+    "/camera/camera_info",
+    ACTION,
+    REWARD,
+    "/reward_node/info",
+    "/policy_node/episode",
+    "/sim_node/success",
+    "/diagnostics",
+]
+ARGUMENTS = {
+    "policy": ("", "folder of the policy; has to be given here or in policy_params"),
+    "model": ("", "folder of the reward's bundle; empty: the shipped default, which needs a goal"),
+    "reward": ("", "vip, uvd, pixel, or what the bundle has learned; empty: the bundle's"),
+    "goal": ("", "goal image or demonstration video, relative to goals_dir or package://"),
+    "goals_dir": ("", "folder that goal files must lie in; empty: the shipped clips"),
+    "env": ("metaworld:door-close-v3", "metaworld:TASK, dm_control:DOMAIN-TASK, gym:ID"),
+    "action_repeat": ("1", "steps of the simulator for each action, as in the policy's training"),
+    "horizon": ("0", "steps of the simulator in an episode; 0: its own limit"),
+    "seed": ("0", "seed of the first episode"),
+    "speed": ("1.0", "factor on real time; 0: as fast as the actions come, only with lockstep"),
+    "lockstep": ("false", "publish the next image only after the action for the last one has come"),
+    "sim_params": ("", "YAML file of sim_node's parameters; the arguments above win"),
+    "reward_params": ("", "YAML file of reward_node's parameters"),
+    "policy_params": ("", "YAML file of policy_node's parameters"),
+    "record_dir": ("", "folder for transitions; empty: none are written"),
+    "start_enabled": ("true", "begin at once; false: wait for ~/enable"),
+    "auto_restart": ("true", "one episode after the other"),
+    "record": ("false", "record all topics of the loop with ros2 bag"),
+    "bag": ("", "folder of the recording; empty: v2r_<date>_<time> here"),
+    "autostart": ("true", "configure and activate the lifecycle nodes at once"),
+}
+SIMULATION = {"env": str, "action_repeat": int, "horizon": int, "seed": int, "speed": float, "lockstep": bool}
+
+
+def _simulation(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    own = {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, kind in SIMULATION.items()}
+    file = value(context, "sim_params")
+    return [
+        Node(
+            package="v2r_ros",
+            executable="sim_node",
+            name="sim_node",
+            parameters=[*([file] if file else []), own],
+            remappings=[("action", ACTION)],
+            output="screen",
+        )
+    ]
+
+
+def _include(name: str, **arguments: str | LaunchConfiguration) -> GroupAction:
+    """Another launch file of ours, whose arguments do not leak into the next."""
+    source = PythonLaunchDescriptionSource(str(share_folder("launch") / name))
+    common = {"image": IMAGE, "use_sim_time": "true", "autostart": LaunchConfiguration("autostart")}
+    return GroupAction([IncludeLaunchDescription(source, launch_arguments=(common | arguments).items())])
+
+
+def _record(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    overrides = str(share_folder("config") / "recording_qos.yaml")
+    return [record_bag(value(context, "bag"), overrides, TOPICS, use_sim_time=True)]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """sim_node, reward.launch.py, policy.launch.py, and a recorder when asked for."""
+    given = {name: LaunchConfiguration(name) for name in ARGUMENTS}
+    reward = {name: given[name] for name in ("model", "reward", "goal", "goals_dir")}
+    policy = {name: given[name] for name in ("record_dir", "start_enabled", "auto_restart")}
+    environment = [SetEnvironmentVariable(name, text) for name, text in node_environment().items()]
+    return LaunchDescription(
+        [
+            *declare(ARGUMENTS),
+            *environment,
+            OpaqueFunction(function=_record, condition=IfCondition(LaunchConfiguration("record"))),
+            _include("reward.launch.py", params_file=given["reward_params"], record="false", **reward),
+            _include(
+                "policy.launch.py",
+                model=given["policy"],
+                params_file=given["policy_params"],
+                reward=REWARD,
+                action=ACTION,
+                reset_environment="/sim_node/reset",
+                **policy,
+            ),
+            OpaqueFunction(function=_simulation),
+        ]
+    )

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_bundle import SIZE, write_tiny_bundle
+
+from v2r_core.deploy.policy import Policy, check_frames
+from v2r_core.encoders.checkpoints import CheckpointError
+from v2r_core.rl.drqv2_recipe import DrQv2Recipe
+from v2r_core.rl.export import export_policy
+from v2r_core.rl.loop import RlError, evaluate_run, load_agent, recorded, train
+from v2r_core.rl.observation import EmbeddingObserver
+from v2r_core.rl.options import RlOptions, Task
+from v2r_core.rl.replay import ReplayStore
+from v2r_core.rl.replay_files import Layout
+from v2r_core.training.checkpoint import latest_checkpoint
+from v2r_core.training.log import read_metrics
+
+BLOB = "gym:toy_blob:Blob-v0"
+SMALL = dataclasses.replace(
+    DrQv2Recipe.preset("tiny"),
+    feature_dim=32,
+    hidden_dim=32,
+    batch_size=32,
+    seed_frames=60,
+    exploration_steps=60,
+    noise=(1.0, 0.2, 400),
+)
+TIMED = {"steps_per_s"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("eyes") / "bundle")
+
+
+def task_of(bundle: Path, **changes: Any) -> Task:
+    return Task(**{"env": BLOB, "reward": "dense", "camera": 48, "horizon": 60, "observation": str(bundle), **changes})
+
+
+def options_of(**changes: Any) -> RlOptions:
+    plain = {"steps": 300, "eval_every": 0, "eval_episodes": 2, "video": False, "threads": 1, "save_every": 10_000}
+    return RlOptions(**{**plain, **changes})
+
+
+def numbers_of(run: Path) -> list[dict[str, float | None]]:
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in read_metrics(run)]
+
+
+def test_a_run_that_was_interrupted_gives_the_numbers_of_one_that_was_not(bundle: Path, tmp_path: Path) -> None:
+    task = task_of(bundle, novelty=0.25)
+    whole = train(SMALL, task, options_of(envs=2), tmp_path / "whole")
+    # 170 steps: in the middle of both episodes, of which one environment step a half was seen by the updates.
+    halved = train(SMALL, task, options_of(envs=2, stop_after=170), tmp_path / "halved")
+    assert not any("eval/success" in line for line in numbers_of(halved))
+    with ReplayStore(halved / "replay") as store:  # what a run leaves that is killed after its last checkpoint
+        committed = store.number
+        store.begin(np.zeros(48, np.float32))
+        store.append(np.zeros(2, np.float32), 9.0, 1.0, np.ones(48, np.float32))
+        store.end()
+    train(SMALL, task, options_of(envs=2, resume=True), halved)
+    assert numbers_of(halved) == numbers_of(whole)
+    assert len(numbers_of(whole)) >= 5
+    first, second = (load_agent(run)[0].state_dict()["networks"] for run in (whole, halved))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    with ReplayStore(halved / "replay", read_only=True) as store:
+        assert 0 < committed < store.number
+        assert max(float(store.read(episode)[1]["reward"].max()) for episode in store.episodes) < 9
+
+
+def test_it_learns_from_what_the_simulator_pays(bundle: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        SMALL, action_repeat=1, lr=1e-3, gamma=0.9, hidden_dim=64, feature_dim=64, batch_size=64, noise=(1.0, 0.2, 1000)
+    )
+    beginner = train(recipe, task_of(bundle), options_of(steps=60), tmp_path / "beginner")
+    assert evaluate_run(beginner, 6)[0].success < 0.5
+    options = options_of(steps=3000, eval_every=600, eval_episodes=6, stop_at=1.0, video=True)
+    run = train(recipe, task_of(bundle), options, tmp_path / "run")
+    assert [line["eval/success"] for line in numbers_of(run) if "eval/success" in line][-1] == 1.0
+    evaluation, seconds = evaluate_run(run, 3)
+    assert evaluation.success == 1.0
+    assert seconds == pytest.approx(1 / 20)
+    assert sorted(path.suffix for path in (run / "videos").iterdir())[0] == ".mp4"
+
+    policy = Policy(export_policy(run, tmp_path / "policy", name="blob"), providers=("cpu",))
+    assert policy.rate == pytest.approx(20)
+    agent, _ = load_agent(run)
+    observe = EmbeddingObserver(bundle)
+    frames = check_frames(3, 48, 5)
+    rows = [observe(frame) for frame in frames]
+    for count in range(1, len(frames) + 1):
+        seen = rows[max(0, count - 3) : count]
+        stack = np.stack([seen[0]] * (3 - len(seen)) + seen)
+        np.testing.assert_allclose(policy.act(frames[count - 1]), agent.act(stack, 0, evaluate=True), atol=1e-5)
+
+
+def test_an_environment_that_raises_loses_its_episode_only(bundle: Path, tmp_path: Path) -> None:
+    # The blob raises in its first episode; each new environment has a first episode.
+    task = task_of(bundle, env="gym:toy_blob:HotBlob-v0")
+    with pytest.raises(RlError, match=r"3 times in a row.*--resume"):
+        train(SMALL, task, options_of(), tmp_path / "run")
+    assert latest_checkpoint(tmp_path / "run")
+
+
+def test_recordings_of_a_robot_are_learned_from_first(bundle: Path, tmp_path: Path) -> None:
+    recordings = tmp_path / "recorded"
+    rng = np.random.default_rng(0)
+    with ReplayStore(recordings, Layout((3, SIZE, SIZE), "uint8", 2), 1 << 22) as store:
+        for _ in range(3):
+            store.begin(rng.integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8))
+            for _ in range(8):
+                action = rng.uniform(-1, 1, 2).astype(np.float32)
+                store.append(action, 1.0, 1.0, rng.integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8))
+            store.end(success=1)
+        frame = store.read(store.episodes[1])[0][4]
+    options = options_of(steps=60, offline=recordings, offline_updates=5)
+    run = train(SMALL, task_of(bundle), options, tmp_path / "run")
+    with ReplayStore(run / "replay", read_only=True) as store:
+        rows, steps = store.read(store.episodes[1])
+        assert [episode.rows for episode in store.episodes[:3]] == [9, 9, 9]
+        np.testing.assert_array_equal(rows[4], EmbeddingObserver(bundle)(frame.transpose(1, 2, 0)))
+        assert steps["reward"][1:].tolist() == [1.0] * 8
+    assert numbers_of(run)[0]["updates"] >= 5
+
+    wrong = tmp_path / "wrong"
+    with ReplayStore(wrong, Layout((3, SIZE, SIZE), "uint8", 3), 1 << 20):
+        pass
+    with pytest.raises(ValueError, match="has actions of 3, the agent's have 2"):
+        train(SMALL, task_of(bundle), options_of(offline=wrong), tmp_path / "other")
+
+
+def test_what_an_agent_is_paid(bundle: Path, tmp_path: Path) -> None:
+    paid = {}
+    for reward in ("sparse", "dense", "none"):
+        run = train(SMALL, task_of(bundle, reward=reward), options_of(steps=60), tmp_path / reward)
+        paid[reward] = numbers_of(run)[0]
+    assert paid["none"]["return"] == 0
+    assert paid["dense"]["return"] == pytest.approx(paid["dense"]["dense"])
+    assert paid["sparse"]["return"] == paid["sparse"]["sparse"]
+    assert paid["none"]["dense"] == paid["dense"]["dense"]  # nothing was learned yet: the same episode
+
+
+def test_refusals(bundle: Path, tmp_path: Path) -> None:
+    run = train(SMALL, task_of(bundle), options_of(steps=60), tmp_path / "run")
+    with pytest.raises(ValueError, match="there is a run already"):
+        train(SMALL, task_of(bundle), options_of(), run)
+    with pytest.raises(CheckpointError, match=r"task\.reward was dense, now it is sparse"):
+        train(SMALL, task_of(bundle, reward="sparse"), options_of(resume=True), run)
+    with pytest.raises(CheckpointError, match=r"gamma was 0\.97, now it is 0\.9"):
+        train(dataclasses.replace(SMALL, gamma=0.9), task_of(bundle), options_of(resume=True), run)
+    recipe, task, record = recorded(run)
+    assert (recipe, task) == (SMALL, task_of(bundle))
+    assert record["options"]["seed"] == 0
+    (latest_checkpoint(run) / "state.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="resume from an older checkpoint"):
+        load_agent(run)
+    for wrong in ({"novelty": 1.5}, {"camera": 4}, {"horizon": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            task_of(bundle, **wrong)

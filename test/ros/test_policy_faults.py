@@ -1,0 +1,237 @@
+"""What can go wrong while the robot moves: each test ends with the robot stopped and the node alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from node_harness import make_graph
+from policy_harness import OFFERED_S, PolicyUnderTest, moves
+from tiny_bundle import write_tiny_bundle
+from tiny_policy import blob, write_seeker
+
+from v2r_core.deploy.policy import MANIFEST
+from v2r_core.rl.replay import ReplayStore
+from v2r_core.video.writing import write_video
+from v2r_msgs.msg import Episode, Reward
+from v2r_ros.graph import ACTIVATE, CONFIGURE, Graph
+
+FOREVER = 60.0
+PROMPT_S = 1.0
+
+
+@pytest.fixture
+def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graph]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with make_graph(tmp_path) as graph:
+        yield graph
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(write_seeker(tmp_path / "policy"))
+
+
+def moving(graph: Graph, model: str, **parameters: object) -> PolicyUnderTest:
+    node = PolicyUnderTest(graph, model=model, **parameters).start()
+    assert node.enable().success
+    node.until_moving()
+    return node
+
+
+def recovers(node: PolicyUnderTest) -> None:
+    """The fault is over: the episode goes on by itself."""
+    node.until_moving()
+    assert not node.episodes
+    node.stop()
+
+
+def test_the_reward_goes_silent_in_mid_motion(graph: Graph, model: str) -> None:
+    node = moving(graph, model, reward_timeout=0.3, reward_deadline=FOREVER)
+    node.reward_on = False
+    assert node.until_stopped() < PROMPT_S
+    node.wait(lambda: node.reason().startswith("no reward for"))
+    assert int(node.value("stops: reward stale")) == 1
+    node.reward_on = True
+    recovers(node)
+
+
+def test_the_reward_misses_its_deadline(graph: Graph, model: str) -> None:
+    node = moving(graph, model, reward_timeout=FOREVER, reward_deadline=OFFERED_S)
+    node.reward_on = False
+    assert node.until_stopped() < OFFERED_S + PROMPT_S
+    node.wait(lambda: "deadline" in node.reason())
+    node.reward_on = True
+    recovers(node)
+
+
+def test_a_deadline_that_nobody_offers_is_an_error_with_a_remedy(graph: Graph, model: str) -> None:
+    node = PolicyUnderTest(graph, model=model, reward_timeout=0.3, reward_deadline=OFFERED_S / 4).start()
+    node.wait(lambda: "raise reward_deadline" in node.log())
+    node.enable()
+    node.until_moving()  # for as long as a reward may take
+    node.until_stopped()
+    node.stop()
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        Reward.STATUS_STALE_IMAGE,
+        Reward.STATUS_NO_GOAL,
+        Reward.STATUS_BAD_IMAGE,
+        Reward.STATUS_OUT_OF_DISTRIBUTION,
+        Reward.STATUS_INTERNAL_ERROR,
+        99,
+    ],
+)
+def test_the_rewards_status_is_not_ok(graph: Graph, model: str, status: int) -> None:
+    node = moving(graph, model)
+    node.status = status
+    assert node.until_stopped() < PROMPT_S
+    node.wait(lambda: "status" in node.reason())
+    node.status = Reward.STATUS_OK
+    recovers(node)
+
+
+def test_a_fault_that_lasts_ends_the_episode_and_nothing_restarts(graph: Graph, model: str) -> None:
+    node = moving(graph, model, fault_timeout=0.5, auto_restart=True)
+    node.status = Reward.STATUS_OUT_OF_DISTRIBUTION
+    node.wait(lambda: bool(node.episodes))
+    assert node.episodes[0].end_reason == Episode.END_FAULT
+    node.status = Reward.STATUS_OK
+    node.until_stopped()
+    node.wait(lambda: node.value("state") == "disabled")
+    node.enable()
+    node.until_moving()
+    node.stop()
+
+
+def test_the_camera_goes_silent(graph: Graph, model: str) -> None:
+    node = moving(graph, model, image_timeout=0.3)
+    node.camera_on = False
+    assert node.until_stopped() < PROMPT_S
+    node.wait(lambda: node.reason().startswith("no image for"))
+    node.camera_on = True
+    recovers(node)
+
+
+def test_the_actor_gives_nan(graph: Graph, model: str) -> None:
+    node = moving(graph, model)
+    node.frame = np.zeros_like(node.frame)  # no red, no centre of it
+    assert node.until_stopped() < PROMPT_S
+    node.wait(lambda: "finite numbers expected" in node.reason())
+    assert all(np.isfinite(action.data).all() for action in node.actions)
+    node.frame = blob(-0.5, 0.5)
+    recovers(node)
+
+
+def test_images_that_cannot_be_read(graph: Graph, model: str) -> None:
+    node = PolicyUnderTest(graph, model=model, max_pixels=2000).start()  # the camera's have 48 x 48
+    node.enable()
+    node.wait(lambda: "no action" in node.reason())
+    assert node.actions and not any(moves(action) for action in node.actions)
+    node.stop()
+
+
+def test_enable_off(graph: Graph, model: str) -> None:
+    node = moving(graph, model, auto_restart=True)
+    assert node.enable(False).success
+    assert node.until_stopped() < PROMPT_S
+    assert node.episodes[0].end_reason == Episode.END_REQUESTED
+    later = time.monotonic() + 0.6
+    count = len(node.actions)
+    node.wait(lambda: time.monotonic() > later)
+    assert not any(moves(action) for action in node.actions[count:])
+    node.stop()
+
+
+def test_the_worker_hangs(graph: Graph, model: str) -> None:
+    node = moving(graph, model, module="hanging_policy_node", image_timeout=0.4)
+    node.frame = np.full_like(node.frame, (200, 0, 255))  # the actor hangs from now on
+    assert node.until_stopped() < 0.4 + PROMPT_S
+    node.wait(lambda: "the actor has been running" in node.reason())
+    node.stop()
+
+
+def test_the_reward_node_is_killed(graph: Graph, model: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "demo.mp4", [blob(x, 0.5) for x in np.linspace(-0.6, 0.3, 30)], 20)
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    options = {"model": str(bundle), "goals_dir": str(tmp_path), "goal": "demo.mp4", "image_timeout": 0.5}
+    reward = graph.start("v2r_ros.reward_node", options | {"providers": ["cpu"]})
+    assert graph.transition("/reward_node", CONFIGURE), graph.log("reward_node")
+    assert graph.transition("/reward_node", ACTIVATE)
+    patient = {"reward_timeout": FOREVER, "reward_deadline": FOREVER}
+    node = PolicyUnderTest(graph, model=model, reward="/reward_node/reward", reset_reward="", **patient).start()
+    node.reward_on = False
+    graph.spin(lambda: graph.node.count_subscribers("/image") == 2, 15.0, "both to listen")
+    node.enable()
+    node.until_moving()
+    kept = len(node.actions)
+    node.wait(lambda: len(node.actions) > kept + 20)
+    assert moves(node.actions[-1])
+    graph._processes.pop("reward_node")
+    os.kill(reward.pid, signal.SIGKILL)
+    reward.wait()
+    assert node.until_stopped() < 2 * 2.0 + PROMPT_S  # a lease takes two seconds to run out
+    node.wait(lambda: "not alive" in node.reason())
+    node.stop()
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_motion(graph: Graph, model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    node = PolicyUnderTest(graph, model=model, record_dir=str(folder), time_limit=0.3, auto_restart=True).start()
+    # For twelve frames of 3 x 32 x 32 bytes; an episode has about seven.
+    resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (12 * 3072, 12 * 3072))
+    assert node.enable().success
+    node.wait(lambda: "recording stopped" in node.log())
+    node.wait(lambda: "recording stopped" in node.diagnostics[-1].message)
+    assert node.diagnostics[-1].level == b"\x02"
+    seen = len(node.episodes)
+    node.until_moving()
+    node.wait(lambda: len(node.episodes) > seen + 1)  # the robot goes on
+    node.enable(False)
+    node.until_stopped()
+    node.stop()
+    store = ReplayStore(folder, read_only=True)  # what was complete is there
+    assert 1 <= len(store.episodes) <= 2
+    assert all(np.isfinite(episode.notes["return_sum"]) for episode in store.episodes)
+
+
+@pytest.mark.parametrize("name", ["actor.onnx", MANIFEST])
+def test_a_changed_file_refuses_configuration(graph: Graph, model: str, name: str) -> None:
+    file = Path(model) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(data)
+    node = PolicyUnderTest(graph, model=model)
+    assert not node.configure()
+    assert name in node.log()
+    assert not node.enable().success
+    assert not node.actions
+    node.stop()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"action_dim": 3, "check": {"seed": 0, "action": [0, 0, 0], "tolerance": 1}}, "3 finite numbers expected"),
+        ({"frame_stack": 2}, "(6, 32, 32)"),
+        ({"preprocess": {"size": 64, "mode": "squash", "resize_to": 64, "mean": [0] * 3, "std": [1] * 3}}, "64, 64"),
+    ],
+    ids=["action", "stack", "image"],
+)
+def test_a_bundle_for_something_else_refuses_configuration(graph: Graph, model: str, changes: dict, word: str) -> None:
+    manifest = Path(model) / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+    node = PolicyUnderTest(graph, model=model)
+    assert not node.configure()
+    assert word in node.log()
+    node.stop()

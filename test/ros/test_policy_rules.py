@@ -1,0 +1,213 @@
+"""When a robot may move, which images are acted on, and what is sent, without a node."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from v2r_msgs.msg import Episode, Reward
+from v2r_ros.actions import ActionMap
+from v2r_ros.commander import Commander
+from v2r_ros.episodes import EpisodeLog
+from v2r_ros.pacing import Pacer
+from v2r_ros.safety import Guard, Limits
+from v2r_ros.scoring import blank_reward
+
+LIMITS = Limits(image_timeout=0.5, reward_timeout=1.0, warm_up_time=2.0)
+
+
+def well(guard: Guard, now: float, status: int = Reward.STATUS_OK) -> Guard:
+    """Everything is fine at that moment."""
+    guard.image(now)
+    guard.acting(now)
+    guard.acted(now)
+    guard.reward(now, status)
+    return guard
+
+
+def begun(now: float = 0.0, limits: Limits = LIMITS) -> Guard:
+    guard = Guard(limits)
+    guard.begin(now)
+    return guard
+
+
+def test_nothing_is_late_at_the_beginning_and_everything_later() -> None:
+    guard = begun(10.0)
+    assert guard.reason(10.4) == ""
+    assert "no image for 0.60 s" in guard.reason(10.6)
+    guard.image(10.6)
+    assert "no action" in guard.reason(10.7)
+    guard.acted(10.7)
+    assert guard.reason(10.7) == ""
+    guard.image(11.1)
+    guard.acted(11.1)
+    assert "no reward for 1.10 s" in guard.reason(11.1)
+
+
+def test_every_cause_is_counted_once_a_stop() -> None:
+    guard = well(begun(), 0.1)
+    for now in (0.7, 0.8, 0.9):
+        assert guard.reason(now)
+    assert guard.stopped_for(0.9) == pytest.approx(0.2)
+    well(guard, 1.0)
+    assert guard.reason(1.0) == ""
+    assert guard.stopped_for(1.0) == 0
+    guard.missed_deadline()
+    assert "deadline" in guard.reason(1.1)
+    guard.reward(1.2, Reward.STATUS_OK)
+    guard.alive(0)
+    assert "not alive" in guard.reason(1.2)
+    guard.alive(1)
+    assert guard.reason(1.2) == ""
+    guard.acted(1.2, "no action: NaN")
+    assert "NaN" in guard.reason(1.2)
+    assert guard.stops == {"camera": 1, "reward deadline": 1, "actor": 1}  # one stop had two causes in a row
+
+
+def test_an_actor_that_does_not_come_back() -> None:
+    guard = well(begun(), 0.0)
+    guard.acting(0.1)
+    guard.image(0.7)
+    guard.reward(0.7, Reward.STATUS_OK)
+    assert "has been running for 0.60 s" in guard.reason(0.7)
+
+
+def test_warming_up_is_fine_for_a_while_on_end() -> None:
+    guard = begun()
+    for now in np.arange(0.0, 2.0, 0.1):
+        assert well(guard, now, Reward.STATUS_WARMING_UP).reason(now) == ""
+    assert "warming up" in well(guard, 2.2, Reward.STATUS_WARMING_UP).reason(2.2)
+    assert well(guard, 2.3).reason(2.3) == ""
+    for now in np.arange(2.4, 4.0, 0.1):  # a window that starts anew
+        assert well(guard, now, Reward.STATUS_WARMING_UP).reason(now) == ""
+
+
+@pytest.mark.parametrize("status", [1, 2, 3, 4, 6, 7, 255])
+def test_any_other_status_stops(status: int) -> None:
+    assert "status" in well(begun(), 0.0, status).reason(0.0)
+
+
+def test_without_a_reward_only_camera_and_actor_count() -> None:
+    guard = begun(limits=Limits(0.5, None, 2.0))
+    guard.image(100.0)
+    guard.acted(100.0)
+    guard.alive(0)
+    assert guard.reason(100.0) == ""
+    assert "no image" in guard.reason(101.0)
+
+
+# --- commander -------------------------------------------------------------------------------------------------------
+
+
+def commander(hold: bool) -> tuple[Commander, list[list[float]]]:
+    sent: list[list[float]] = []
+    guard = Guard(Limits(100.0, None, 100.0))
+    way = "hold" if hold else "zero"
+    return Commander(ActionMap(2, [0.5]), way, guard, lambda command: sent.append(command.tolist())), sent
+
+
+def test_a_late_action_of_an_episode_that_is_over_is_not_sent() -> None:
+    robot, sent = commander(hold=False)
+    robot.act(0, np.ones(2, np.float32))
+    assert not sent
+    robot.begin(0)
+    robot.act(0, np.ones(2, np.float32))
+    assert robot.in_force.tolist() == [1, 1]
+    robot.end()
+    robot.act(0, np.ones(2, np.float32))
+    robot.begin(1)
+    robot.act(0, np.ones(2, np.float32))
+    assert sent == [[0.5, 0.5], [0, 0]]
+    assert robot.in_force.tolist() == [0, 0]
+
+
+def test_a_position_of_before_the_reset_is_not_held() -> None:
+    robot, sent = commander(hold=True)
+    robot.begin(0)
+    robot.act(0, None)
+    assert not sent  # nothing to hold yet
+    robot.act(0, np.ones(2, np.float32))
+    robot.act(0, None)
+    robot.end()
+    assert sent == [[0.5, 0.5]] * 3
+    robot.begin(1)
+    robot.guard.acted(0.0, "broken")
+    assert robot.check() == "broken"
+    assert len(sent) == 3
+
+
+def test_a_command_and_back() -> None:
+    actions = ActionMap(3, [0.5, -2.0, 1.0], [0.1, 0.0, 0.0], [-0.3], [0.3])
+    action = np.array([0.2, 0.1, -0.9], np.float32)
+    command = actions.command(action)
+    assert command == pytest.approx([0.2, -0.2, -0.3])
+    assert actions.action(command) == pytest.approx([0.2, 0.1, -0.3])  # what the limit left of it
+    for broken in (np.zeros(2, np.float32), np.array([np.nan, 0, 0], np.float32)):
+        with pytest.raises(ValueError, match="3 finite numbers"):
+            actions.command(broken)
+
+
+# --- pacing ----------------------------------------------------------------------------------------------------------
+
+
+def taken(pacer: Pacer, stamps: np.ndarray) -> np.ndarray:
+    return np.array([stamp for stamp in stamps if pacer.due(int(stamp * 1e9))])
+
+
+@pytest.mark.parametrize(("camera", "rate", "apart"), [(30, 30, 1), (30, 10, 3), (30, 15, 2), (25, 10, 3), (10, 20, 1)])
+def test_every_so_manieth_image(camera: int, rate: int, apart: int) -> None:
+    pacer = Pacer(1 / rate)
+    jitter = np.random.default_rng(0).normal(0, 0.05 / camera, 300)
+    found = taken(pacer, 100 + np.arange(300) / camera + jitter)
+    assert len(found) == pytest.approx(300 / apart, rel=0.02)
+    assert np.diff(found).min() > 0.7 * apart / camera
+    assert pacer.too_slow == (camera == 10)
+
+
+def test_lost_images_late_images_and_a_restarted_stream() -> None:
+    pacer = Pacer(0.1)
+    stamps = 50 + np.arange(60) / 30
+    kept = np.delete(stamps, [9, 10, 11, 12, 33])
+    assert np.diff(taken(pacer, kept)).max() < 0.25
+    assert not pacer.due(int(51.9e9))  # late
+    assert pacer.due(int(3e9))  # restarted
+    pacer.restart()
+    assert pacer.due(int(3.04e9))
+
+
+# --- episodes --------------------------------------------------------------------------------------------------------
+
+
+def reward(stamp: float, status: int = 0, **numbers: float) -> Reward:
+    message = blank_reward(Reward().header)
+    message.header.stamp.sec, message.header.stamp.nanosec = int(stamp), int(stamp % 1 * 1e9)
+    message.status = status
+    for name, number in numbers.items():
+        setattr(message, name, number)
+    return message
+
+
+def test_the_summary_of_an_episode() -> None:
+    log = EpisodeLog(4, 10 * 10**9, "camera")
+    assert not log.belongs(reward(9.9))
+    assert log.belongs(reward(10)) and log.belongs(reward(0))
+    log.add(reward(10, Reward.STATUS_WARMING_UP, progress=0.1), 0.9, 2)
+    assert not log.add(reward(11, progress=0.95, reward=0.5), 0.9, 2)
+    assert not log.add(reward(12, Reward.STATUS_OUT_OF_DISTRIBUTION), 0.9, 2)
+    assert not log.add(reward(13, progress=0.95, reward=0.25), 0.9, 2)
+    assert not log.add(reward(14, progress=0.5, reward=-1.0), 0.9, 2)
+    assert not log.add(reward(15, progress=0.92), 0.9, 2)
+    assert log.add(reward(16, progress=0.91), 0.9, 2)
+    assert not log.add(reward(17, progress=1.0), 0.0, 2)  # 0: never
+    episode = log.message(Episode.END_SUCCESS, 17 * 10**9 + 5)
+    assert (episode.episode, episode.steps, episode.invalid_steps) == (4, 6, 2)
+    assert episode.return_sum == pytest.approx(-0.25)
+    assert (episode.final_progress, episode.max_progress) == (1.0, 1.0)
+    assert (episode.duration.sec, episode.duration.nanosec) == (7, 5)
+    assert log.too_long(int(12.5e9), 2.5) and not log.too_long(int(12.4e9), 2.5) and not log.too_long(10**15, 0.0)
+
+
+def test_an_episode_without_rewards_has_no_progress() -> None:
+    episode = EpisodeLog(0, 10**9, "").message(Episode.END_FAULT, 0)
+    assert np.isnan(episode.final_progress) and np.isnan(episode.max_progress)
+    assert (episode.return_sum, episode.duration.sec) == (0, 0)

@@ -1,0 +1,169 @@
+"""What the robot did becomes episodes: rewards find their frames, and no trouble with the disk reaches the robot."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from v2r_core.rl.replay import ReplayStore
+from v2r_ros import transitions
+from v2r_ros.transitions import TransitionRecorder, open_store
+
+SIZE = 16
+
+
+def frame(number: int) -> np.ndarray:
+    return np.full((SIZE, SIZE, 3), (number, number + 1, number + 2), np.uint8)
+
+
+def action(number: int) -> np.ndarray:
+    return np.full(2, number / 100, np.float32)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    return []
+
+
+def recorder(folder: Path, problems: list[str], rewarded: bool = True) -> TransitionRecorder:
+    return TransitionRecorder(open_store(str(folder), SIZE, 2, 0.001), problems.append, rewarded=rewarded)
+
+
+def steps(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, ReplayStore]:
+    store = ReplayStore(folder, read_only=True)
+    rows = np.arange(1, store.episodes[0].rows)
+    batch = store.at(np.zeros_like(rows), rows, nstep=1, gamma=1.0, stack=1)
+    return batch.next_observation[:, 0, :, 0, 0], batch.action[:, 0], batch.reward, store
+
+
+def test_rewards_find_their_frames_in_any_order(tmp_path: Path, problems: list[str]) -> None:
+    book = recorder(tmp_path / "d", problems)
+    book.reward(100, 9.0)  # of the first frame: nobody's step
+    book.begin(frame(0))
+    book.reward(103, 3.0)
+    book.reward(101, 1.0)
+    for number in (1, 2, 3, 4):
+        book.step(100 + number, action(number), frame(number))
+    book.reward(104, float("nan"))
+    book.end({"end_reason": 1})
+    until(lambda: book.episodes == 1)
+    book.close()
+    frames, actions, rewards, store = steps(tmp_path / "d")
+    assert frames.tolist() == [[n, n + 1, n + 2] for n in (1, 2, 3, 4)]
+    assert actions == pytest.approx([0.01, 0.02, 0.03, 0.04])
+    assert rewards.tolist() == [1, 0, 3, 0]  # that of 102 was dropped, that of 104 is none
+    assert store.episodes[0].notes == {"end_reason": 1, "missing_rewards": 2}
+    assert not problems
+
+
+def test_a_reward_that_comes_late_is_waited_for(tmp_path: Path, problems: list[str]) -> None:
+    book = recorder(tmp_path / "d", problems)
+    book.begin(frame(0))
+    book.step(1, action(1), frame(1))
+    book.end({})
+    time.sleep(0.05)
+    assert book.episodes == 0
+    book.reward(1, 5.0)
+    until(lambda: book.episodes == 1)
+    book.close()
+    assert steps(tmp_path / "d")[2].tolist() == [5]
+
+
+def test_without_rewards_nothing_is_waited_for(tmp_path: Path, problems: list[str]) -> None:
+    book = recorder(tmp_path / "d", problems, rewarded=False)
+    start = time.monotonic()
+    book.begin(frame(0))
+    for number in range(1, 30):
+        book.step(number, action(number), frame(number))
+    book.end({})
+    book.close()
+    assert time.monotonic() - start < 2
+    assert steps(tmp_path / "d")[3].episodes[0].notes["missing_rewards"] == 0
+
+
+def test_an_episode_without_its_end_or_without_a_step_is_forgotten(tmp_path: Path, problems: list[str]) -> None:
+    book = recorder(tmp_path / "d", problems, rewarded=False)
+    book.step(1, action(1), frame(1))  # before any
+    book.begin(frame(0))
+    book.end({})
+    book.begin(frame(0))
+    book.step(1, action(1), frame(1))
+    book.begin(frame(5))
+    book.step(2, action(6), frame(6))
+    book.end({})
+    book.begin(frame(0))
+    book.step(1, action(1), frame(1))
+    book.close()
+    frames, _, _, store = steps(tmp_path / "d")
+    assert len(store.episodes) == 1
+    assert frames.tolist() == [[6, 7, 8]]
+    assert not store.skipped
+    assert not problems
+
+
+def test_a_full_disk_is_said_once_and_what_was_complete_stays(tmp_path: Path, problems: list[str]) -> None:
+    book = recorder(tmp_path / "d", problems, rewarded=False)
+    book.begin(frame(0))
+    book.step(1, action(1), frame(1))
+    book.end({})
+    until(lambda: book.episodes == 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    book._store.append = full  # type: ignore[method-assign]
+    for _ in range(3):
+        book.begin(frame(0))
+        book.step(1, action(1), frame(1))
+        book.end({})
+    until(lambda: bool(problems))
+    for number in range(1000):
+        book.step(number, action(1), frame(1))  # neither raises nor waits
+    book.close()
+    assert len(problems) == 1 and "No space left" in problems[0] == book.problem
+    assert len(steps(tmp_path / "d")[3].episodes) == 1
+
+
+def test_a_disk_that_hangs_costs_the_episode_and_not_the_robot(
+    tmp_path: Path, problems: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transitions, "QUEUE", 8)
+    book = recorder(tmp_path / "d", problems, rewarded=False)
+    append, free = book._store.append, threading.Event()
+
+    def slow(*arguments: object) -> None:
+        free.wait()
+        append(*arguments)
+
+    book._store.append = slow  # type: ignore[method-assign]
+    start = time.monotonic()
+    book.begin(frame(0))
+    for number in range(1, 50):
+        book.step(number, action(number), frame(number))
+    book.end({})
+    assert time.monotonic() - start < 1
+    assert book.lost == 1
+    free.set()
+    until(book._items.empty)
+    book.begin(frame(7))
+    book.step(1, action(1), frame(8))
+    book.end({"end_reason": 2})
+    until(lambda: book.episodes == 1)
+    book.close()
+    frames, _, _, store = steps(tmp_path / "d")
+    assert len(store.episodes) == 1
+    assert frames.tolist() == [[8, 9, 10]]
+    assert not problems

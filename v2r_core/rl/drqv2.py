@@ -1,0 +1,416 @@
+"""DrQ-v2 (Yarats et al., ICLR 2022): a deterministic actor and twin critics, learned from shifted pixels.
+
+    y = r_t + ... + gamma^(n-1) r_(t+n-1) + gamma^n min(Q1', Q2')(h_(t+n), pi(h_(t+n)) + clip(noise))
+    critic: (Q1 - y)^2 + (Q2 - y)^2, encoder included    actor: -min(Q1, Q2)(h, pi(h) + clip(noise)), encoder not
+
+DDPG with n-step returns, twin critics, random shifts and a falling exploration noise (section 3). On frozen embeddings
+in place of pixels the same agent has neither encoder nor shifts: that is TD3 with DrQ-v2's noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from v2r_core.rl.drqv2_recipe import DrQv2Recipe, schedule
+from v2r_core.rl.random_shift import draw_shifts, random_shift
+from v2r_core.rl.replay import Batch
+
+ACTION_LIMIT = 1 - 1e-6
+"""Noisy actions are clamped to +- this, so that the arc tangent of an action exists."""
+CHUNK = 32
+"""Images that the CPU encodes together: their activations stay in its caches."""
+
+
+def truncated_normal(mean: Tensor, std: float | Tensor, noise: Tensor, clip: float | None = None) -> Tensor:
+    """Noisy actions (section 3.1): mean + clip(std * noise), clamped to +-(1 - 1e-6).
+
+    Args:
+        mean: (..., A) in [-1, 1].
+        std: standard deviation.
+        noise: (..., A), standard normal.
+        clip: bound of the noise after scaling; None for no bound.
+
+    Returns:
+        (..., A). The outer clamp is straight-through: the gradient for the mean is 1 everywhere.
+    """
+    scaled = std * noise
+    drawn = mean + (scaled if clip is None else scaled.clamp(-clip, clip))
+    return drawn - drawn.detach() + drawn.detach().clamp(-ACTION_LIMIT, ACTION_LIMIT)
+
+
+def normal_log_prob(value: Tensor, mean: Tensor, std: float | Tensor) -> Tensor:
+    """Log-density (..., A) of the normal that is *not* truncated, as the released code logs it."""
+    scale = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
+    return -((value - mean) ** 2) / (2 * scale**2) - scale.log() - 0.5 * math.log(2 * math.pi)
+
+
+def normal_entropy(std: float | Tensor) -> Tensor:
+    """Entropy of that normal for each dimension, in nats; shape of `std`."""
+    return torch.as_tensor(std).log() + 0.5 * (1 + math.log(2 * math.pi))
+
+
+def td_target(reward: Tensor, discount: Tensor, q1: Tensor, q2: Tensor) -> Tensor:
+    """What the critics are to say (equation 2): n-step reward plus the discounted smaller value; (B, 1)."""
+    return reward + discount * torch.minimum(q1, q2)
+
+
+def critic_loss(q1: Tensor, q2: Tensor, target: Tensor) -> Tensor:
+    """Sum of the mean squared errors of both critics, (B, 1) each; scalar."""
+    return functional.mse_loss(q1, target) + functional.mse_loss(q2, target)
+
+
+def actor_loss(q1: Tensor, q2: Tensor) -> Tensor:
+    """Minus the mean of the smaller value (equation 3); scalar."""
+    return -torch.minimum(q1, q2).mean()
+
+
+class PixelEncoder(nn.Module):
+    """Four 3x3 convolutions, the first of stride 2 (appendix B).
+
+    Args:
+        channels_in: 3 K.
+        size: side S of the images in pixels.
+        channels: outputs of each convolution.
+
+    Shape:
+        uint8 (N, 3 K, S, S) to float32 (N, F), channel first; F is `features`, 39200 for 84 pixels.
+
+    Raises:
+        ValueError: images that are too small.
+    """
+
+    def __init__(self, channels_in: int, size: int, channels: int) -> None:
+        super().__init__()
+        side = (size - 3) // 2 + 1 - 6
+        if side < 1:
+            raise ValueError(f"images of {size} pixels are too small for the encoder, at least 15 expected")
+        layers: list[nn.Module] = []
+        for inputs, stride in ((channels_in, 2), (channels, 1), (channels, 1), (channels, 1)):
+            layers += [nn.Conv2d(inputs, channels, 3, stride), nn.ReLU(inplace=True)]
+        self.convnet = nn.Sequential(*layers)
+        self.features = channels * side**2
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Features of images."""
+        return self.convnet((observation.float() / 255).sub_(0.5)).flatten(1)
+
+
+class EmbeddingEncoder(nn.Module):
+    """Nothing to learn: float (N, K * D) as it is, in float32."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """The embeddings."""
+        return observation.float()
+
+
+def encode(encoder: PixelEncoder | EmbeddingEncoder, observation: Tensor) -> Tensor:
+    """The encoder's features, with less work for a CPU: channels last, and a few images at a time.
+
+    The numbers are those of `encoder(observation)` up to rounding.
+    """
+    if isinstance(encoder, EmbeddingEncoder) or observation.device.type != "cpu":
+        return encoder(observation)
+    parts = (part.float().contiguous(memory_format=torch.channels_last) for part in observation.split(CHUNK))
+    return torch.cat([encoder(part) for part in parts])
+
+
+class Actor(nn.Module):
+    """From features (N, F) to mean actions (N, A) in [-1, 1]."""
+
+    def __init__(self, features: int, action_dim: int, recipe: DrQv2Recipe) -> None:
+        super().__init__()
+        self.trunk = _trunk(features, recipe.feature_dim)
+        self.policy = _mlp(recipe.feature_dim, action_dim, recipe)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Mean actions."""
+        return torch.tanh(self.policy(self.trunk(features)))
+
+
+class Critic(nn.Module):
+    """Two values (N, 1) each of features (N, F) and actions (N, A); the trunk is shared by both."""
+
+    def __init__(self, features: int, action_dim: int, recipe: DrQv2Recipe) -> None:
+        super().__init__()
+        self.trunk = _trunk(features, recipe.feature_dim)
+        self.Q1 = _mlp(recipe.feature_dim + action_dim, 1, recipe)
+        self.Q2 = _mlp(recipe.feature_dim + action_dim, 1, recipe)
+
+    def forward(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Both values."""
+        return self.values(self.trunk(features), action)
+
+    def values(self, trunk: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Both values from what the trunk says, (N, feature_dim)."""
+        joined = torch.cat([trunk, action], dim=-1)
+        return self.Q1(joined), self.Q2(joined)
+
+
+class Networks(nn.Module):
+    """Encoder, actor, critic and target critic; the state dict has the released keys, module by module.
+
+    Args:
+        recipe: the settings.
+        observation: shape of one frame, (3, S, S) or (D,).
+        action_dim: A.
+
+    Raises:
+        ValueError: another shape.
+    """
+
+    def __init__(self, recipe: DrQv2Recipe, observation: tuple[int, ...], action_dim: int) -> None:
+        super().__init__()
+        self.encoder: PixelEncoder | EmbeddingEncoder
+        if len(observation) == 1:
+            self.encoder = EmbeddingEncoder(recipe.frame_stack * observation[0])
+        elif len(observation) == 3 and observation[1] == observation[2]:
+            self.encoder = PixelEncoder(recipe.frame_stack * observation[0], observation[1], recipe.channels)
+        else:
+            raise ValueError(f"frames are {observation}, (3, S, S) pixels or a (D,) embedding expected")
+        self.actor = Actor(self.encoder.features, action_dim, recipe)
+        self.critic = Critic(self.encoder.features, action_dim, recipe)
+        self.apply(_initialise)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+
+
+class PolicyNetwork(nn.Module):
+    """What acts on a robot.
+
+    Shape:
+        `observation`: uint8 (N, 3 K, S, S), or float32 (N, K * D), oldest frame first; to float32 (N, A) in [-1, 1].
+    """
+
+    def __init__(self, encoder: nn.Module, actor: Actor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.actor = actor
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Mean actions."""
+        return self.actor(self.encoder(observation))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that chance decides in an update of B transitions; see `DrQv2Agent.draw`.
+
+    Attributes:
+        shift: of the observations, int64 (B, 2), x and y; None for embeddings.
+        next_shift: of the observations that follow.
+        next_noise: of the actions that follow, standard normal (B, A).
+        noise: of the actor's actions.
+    """
+
+    shift: Tensor | None
+    next_shift: Tensor | None
+    next_noise: Tensor
+    noise: Tensor
+
+
+class DrQv2Agent:
+    """Acts, and learns from batches of the replay.
+
+    Everything random comes from `generator`: equal seeds, batches and calls give equal numbers, and so does an agent
+    that was restored by `load_state_dict`.
+
+    Args:
+        recipe: the settings.
+        observation: shape of one frame of the replay: (3, S, S) for pixels, (D,) for embeddings.
+        action_dim: A.
+        seed: of weights, exploration, shifts and noise.
+        device: where the networks live; draws are made on the CPU, and so equal on every device.
+
+    Raises:
+        ValueError: frames of another shape, or too small.
+    """
+
+    def __init__(
+        self,
+        recipe: DrQv2Recipe,
+        observation: tuple[int, ...],
+        action_dim: int,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.recipe = recipe
+        self.action_dim = action_dim
+        self.device = torch.device(device)
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
+            torch.manual_seed(seed)
+            self.networks = Networks(recipe, observation, action_dim).to(self.device)
+        self.pixels = len(observation) > 1
+        self.input_shape = (recipe.frame_stack * observation[0], *observation[1:])
+        nets = self.networks
+        # One Adam for critic and encoder is the authors' two: it treats every tensor for itself.
+        self.critic_optimizer = torch.optim.Adam(
+            [*nets.encoder.parameters(), *nets.critic.parameters()], lr=recipe.lr, fused=True
+        )
+        self.actor_optimizer = torch.optim.Adam(nets.actor.parameters(), lr=recipe.lr, fused=True)
+
+    @torch.no_grad()
+    def act(self, observation: NDArray[Any], step: int, *, evaluate: bool = False) -> NDArray[np.float32]:
+        """The action for one observation.
+
+        Args:
+            observation: uint8 (K, 3, S, S) or (3 K, S, S), or float (K, D) or (K * D,), oldest frame first.
+            step: of the agent, from 0; decides the noise.
+            evaluate: the mean, without noise; draws nothing.
+
+        Returns:
+            float32 (A,) in [-1, 1].
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        mean = self.networks.actor(self.networks.encoder(self._observation(observation, 1)))
+        if evaluate:
+            return mean[0].cpu().numpy()
+        noise = torch.randn(mean.shape, generator=self.generator).to(self.device)
+        action = truncated_normal(mean, schedule(self.recipe.noise, step), noise).cpu()
+        if step < self.recipe.exploration_steps:  # after the noise, as in the release: the same stream of numbers
+            action.uniform_(-1.0, 1.0, generator=self.generator)
+        return action[0].numpy()
+
+    def draw(self, batch: int) -> Draws:
+        """Draws for an update, in the order of the released code."""
+        shifts = [draw_shifts(batch, self.recipe.shift, self.generator) if self.pixels else None for _ in range(2)]
+        noises = [torch.randn(batch, self.action_dim, generator=self.generator) for _ in range(2)]
+        return Draws(shifts[0], shifts[1], noises[0], noises[1])
+
+    def update(self, batch: Batch, step: int, draws: Draws | None = None) -> dict[str, float]:
+        """One step of critic and encoder, then of the actor, then of the target critic (algorithm 1).
+
+        Args:
+            batch: B transitions; observations (B, K, *frame) or with frames and channels joined.
+            step: of the agent; decides the noise. The caller keeps to `update_every` and `seed_frames`.
+            draws: in place of the agent's own.
+
+        Returns:
+            What the released code logs: `batch_reward`, `critic_target_q`, `critic_q1`, `critic_q2`, `critic_loss`,
+            `actor_loss`, `actor_logprob` and `actor_ent` (summed over dimensions).
+
+        Raises:
+            ValueError: observations of another shape or dtype.
+            FloatingPointError: the critic's loss is not finite; nothing was changed.
+        """
+        nets, count = self.networks, len(batch.action)
+        draws = draws or self.draw(count)
+        std = schedule(self.recipe.noise, step)
+        images = self._augment(self._observation(batch.observation, count), draws.shift)
+        following = self._augment(self._observation(batch.next_observation, count), draws.next_shift)
+        features = encode(nets.encoder, images)
+        target = self._target(batch, following, draws.next_noise, std)
+        q1, q2 = nets.critic(features, self._column(batch.action, count))
+        fit = critic_loss(q1, q2, target)
+        if not math.isfinite(fit.item()):
+            raise FloatingPointError(f"loss of the critic is {fit.item()} at step {step}; take a smaller lr or rewards")
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        fit.backward()
+        self.critic_optimizer.step()
+        gain, log_prob = self._update_actor(features.detach(), draws.noise, std)
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(nets.critic_target.parameters()), list(nets.critic.parameters()), self.recipe.target_rate
+            )
+        means = torch.stack([target.mean(), q1.mean(), q2.mean(), fit, gain, log_prob]).detach().tolist()
+        names = ("critic_target_q", "critic_q1", "critic_q2", "critic_loss", "actor_loss", "actor_logprob")
+        entropy = self.action_dim * float(normal_entropy(std))
+        return {
+            "batch_reward": float(batch.reward.mean()),
+            **dict(zip(names, means, strict=True)),
+            "actor_ent": entropy,
+        }
+
+    def policy_network(self) -> PolicyNetwork:
+        """A copy of encoder and actor on the CPU, to be exported or to act elsewhere."""
+        return copy.deepcopy(PolicyNetwork(self.networks.encoder, self.networks.actor)).cpu().eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training goes on from: networks, optimizers and the generator's state."""
+        return {
+            "networks": self.networks.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave, for an agent of the same recipe and shapes.
+
+        Raises:
+            RuntimeError: tensors are missing, unknown or of another shape; torch names them.
+        """
+        self.networks.load_state_dict(state["networks"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, following: Tensor, noise: Tensor, std: float) -> Tensor:
+        count = len(batch.action)
+        features = encode(self.networks.encoder, following)
+        action = truncated_normal(self.networks.actor(features), std, noise.to(self.device), self.recipe.noise_clip)
+        values = self.networks.critic_target(features, action)
+        return td_target(self._column(batch.reward, count), self._column(batch.discount, count), *values)
+
+    def _update_actor(self, features: Tensor, noise: Tensor, std: float) -> tuple[Tensor, Tensor]:
+        nets = self.networks
+        with torch.no_grad():
+            trunk = nets.critic.trunk(features)
+        mean = nets.actor(features)
+        action = truncated_normal(mean, std, noise.to(self.device), self.recipe.noise_clip)
+        loss = actor_loss(*nets.critic.values(trunk, action))
+        self.actor_optimizer.zero_grad(set_to_none=True)
+        # The critic's weights get no gradient from here, and none is computed.
+        loss.backward(inputs=list(nets.actor.parameters()))
+        self.actor_optimizer.step()
+        return loss, normal_log_prob(action.detach(), mean.detach(), std).sum(-1).mean()
+
+    def _augment(self, observation: Tensor, shifts: Tensor | None) -> Tensor:
+        return observation if shifts is None else random_shift(observation, shifts, self.recipe.shift)
+
+    def _observation(self, observation: NDArray[Any], count: int) -> Tensor:
+        kind, shape = "uint8" if self.pixels else "float", (count, *self.input_shape)
+        if observation.size != math.prod(shape) or kind not in str(observation.dtype):
+            raise ValueError(f"observations are {observation.dtype} {observation.shape}, {kind} {shape} expected")
+        return torch.from_numpy(np.require(observation, requirements=["C", "W"])).reshape(shape).to(self.device)
+
+    def _column(self, values: NDArray[Any], count: int) -> Tensor:
+        return torch.from_numpy(values).reshape(count, -1).to(self.device)
+
+
+def _trunk(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.Tanh())
+
+
+def _mlp(inputs: int, outputs: int, recipe: DrQv2Recipe) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (inputs, recipe.hidden_dim):
+        layers.append(nn.Linear(width, recipe.hidden_dim))
+        if recipe.layer_norm:
+            layers.append(nn.LayerNorm(recipe.hidden_dim))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers, nn.Linear(recipe.hidden_dim, outputs))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.orthogonal_(module.weight, math.sqrt(2) if isinstance(module, nn.Conv2d) else 1.0)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)

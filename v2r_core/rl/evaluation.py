@@ -1,0 +1,104 @@
+"""How good a policy is: episodes without noise, on placements that no training episode has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from v2r_core.rl.rollouts import Episode, Rollouts, Setup
+
+EVALUATION_SEEDS = 500_000_000
+"""Where the seeds of evaluation begin; training takes (seed + 1) * TRAINING_SEEDS and on."""
+TRAINING_SEEDS = 1_000_000
+
+Act = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""From a stack of rows to an action."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the episodes came to.
+
+    Attributes:
+        episodes: all of them.
+    """
+
+    episodes: list[Episode]
+
+    @property
+    def success(self) -> float:
+        """Share of episodes in which the task was done."""
+        return float(np.mean([episode.success for episode in self.episodes]))
+
+    @property
+    def steps_to_success(self) -> float:
+        """Median environment steps until the task was done, over episodes in which it was; NaN without one."""
+        found = [episode.done_at for episode in self.episodes if episode.success]
+        return float(np.median(found)) if found else float("nan")
+
+    def numbers(self) -> dict[str, float]:
+        """For the log: shares and means over the episodes."""
+        return {
+            "eval/success": self.success,
+            "eval/return": float(np.mean([sum(episode.rewards) for episode in self.episodes])),
+            "eval/sparse": float(np.mean([episode.sparse for episode in self.episodes])),
+            "eval/dense": float(np.mean([episode.dense for episode in self.episodes])),
+            "eval/steps_to_success": self.steps_to_success,
+            "eval/unpaid": float(np.mean([episode.unpaid for episode in self.episodes])),
+        }
+
+
+class Evaluator:
+    """Environments for evaluation, kept between evaluations.
+
+    Args:
+        setup: of the task.
+        stack: frames of an observation.
+        episodes: of each evaluation; their seeds are the same every time.
+        workers: environments side by side.
+        keep_frames: keep the camera's frames of the first episode.
+    """
+
+    def __init__(self, setup: Setup, stack: int, episodes: int, workers: int = 1, keep_frames: bool = False) -> None:
+        self._stack = stack
+        self._seeds = [EVALUATION_SEEDS + number for number in range(episodes)]
+        self._workers = min(workers, episodes)
+        self._rollouts = Rollouts(setup, self._seeds[: self._workers], keep_frames)
+        self._fresh = True
+
+    @property
+    def seconds_a_step(self) -> float:
+        """Simulated seconds between two actions."""
+        return self._rollouts.seconds_a_step
+
+    def run(self, act: Act) -> Evaluation:
+        """Acts through all episodes."""
+        rollouts = self._rollouts
+        waiting = list(self._seeds)
+        first = [waiting.pop(0) for _ in range(self._workers)]
+        if not self._fresh:
+            rollouts.begin(first)
+        self._fresh = False
+        done: list[Episode] = []
+        active = [True] * self._workers
+        while any(active):
+            # One that has nothing left to do steps along until the others are through.
+            rollouts.send([act(observation) for observation in rollouts.observations(self._stack)])
+            over = rollouts.receive()
+            starts: list[int | None] = []
+            for number, ended in enumerate(over):
+                if ended and active[number]:
+                    done.append(rollouts.episodes[number])
+                    active[number] = bool(waiting)
+                starts.append((waiting.pop(0) if waiting else self._seeds[number]) if ended else None)
+            if any(active):
+                rollouts.begin(starts)
+        return Evaluation(sorted(done, key=lambda episode: episode.seed))
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._rollouts.close()

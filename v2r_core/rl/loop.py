@@ -1,0 +1,389 @@
+"""Trains a policy: act, store, learn, evaluate; resumes as if it had never stopped.
+
+    RUN/run.json          recipe, task, options, software
+    RUN/replay/           the episodes
+    RUN/checkpoints/      the agent, its generators, the episodes in progress
+    RUN/metrics.jsonl     a line an episode, a line an evaluation; tensorboard/ has the same
+    RUN/videos/           the first episode of every evaluation
+
+The environments work while the agent learns, each in a process of its own. Order and numbers do not depend on who is
+faster: an update sees the episodes that were complete when the step began.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from v2r_core.methods.runs import read_run, tuples
+from v2r_core.rl.drqv2 import DrQv2Agent
+from v2r_core.rl.drqv2_recipe import DrQv2Recipe
+from v2r_core.rl.envs import EnvironmentFailure
+from v2r_core.rl.evaluation import TRAINING_SEEDS, Evaluation, Evaluator
+from v2r_core.rl.novelty import make_novelty
+from v2r_core.rl.observation import make_observer
+from v2r_core.rl.offline import fill_from_recordings
+from v2r_core.rl.options import METHOD, RlOptions, Task
+from v2r_core.rl.replay import Batch, ReplayStore, stored_discount
+from v2r_core.rl.rollouts import Episode, Rollouts, Setup
+from v2r_core.rl.saving import load_state, save_state
+from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints, plain
+from v2r_core.training.log import RunLog
+from v2r_core.training.record import claim
+from v2r_core.training.signals import stop_signals
+from v2r_core.video.writing import write_video
+
+KEEP = 2
+FAILURES = 3
+_PACKAGES = ("torch", "numpy", "gymnasium", "onnxruntime")
+
+
+class RlError(RuntimeError):
+    """Training cannot go on; the message says why and what is left on disk."""
+
+
+def train(recipe: DrQv2Recipe, task: Task, options: RlOptions, out: str | Path) -> Path:
+    """Trains an agent.
+
+    Args:
+        recipe: of the agent.
+        task: what it does, what it is paid for, and what it sees.
+        options: how to train.
+        out: folder of the run.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ValueError: settings that do not fit, or a folder that holds a run, without `resume`.
+        RlError: the environment fails again and again, or the last checkpoint could not be saved.
+    """
+    run = Path(out).expanduser()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    claim(run, _record(recipe, task, options), options.resume)
+    with _Trainer(run, recipe, task, options) as trainer:
+        trainer.run()
+    return run
+
+
+def recorded(run: str | Path) -> tuple[DrQv2Recipe, Task, dict[str, Any]]:
+    """Recipe, task and the whole record of a run.
+
+    Raises:
+        CheckpointError: not a run.
+        ValueError: a run of something else.
+    """
+    record = read_run(run)
+    if record["method"] != METHOD:
+        raise ValueError(f"{run}: a run of {record['method']}, one of v2r rl train expected")
+    recipe = DrQv2Recipe(**{key: tuples(value) for key, value in record["recipe"].items()})
+    return recipe, Task(**record["task"]), record
+
+
+def load_agent(run: str | Path, device: str | torch.device = "cpu") -> tuple[DrQv2Agent, float]:
+    """The agent as its newest checkpoint has it.
+
+    Returns:
+        The agent, and the simulated seconds between two of its actions, NaN where the simulator does not say.
+
+    Raises:
+        CheckpointError: not a run, no checkpoint, or a damaged one.
+    """
+    recipe, task, _ = recorded(run)
+    state = load_state(latest_checkpoint(run))
+    shape = make_observer(task.observation, recipe.size).shape
+    agent = DrQv2Agent(recipe, shape, state["action_dim"], device=device)
+    agent.load_state_dict(state["agent"])
+    return agent, state["seconds_a_step"]
+
+
+def setup_of(recipe: DrQv2Recipe, task: Task) -> Setup:
+    """What the environments of an agent need."""
+    return Setup(task, recipe.size, recipe.action_repeat, recipe.gamma)
+
+
+def evaluate_run(
+    run: str | Path, episodes: int, workers: int = 1, keep_frames: bool = False
+) -> tuple[Evaluation, float]:
+    """Evaluates the newest checkpoint of a run without noise.
+
+    Returns:
+        The evaluation, and the simulated seconds between two actions.
+
+    Raises:
+        CheckpointError: see `load_agent`.
+        EnvironmentFailure: the environment raised.
+    """
+    recipe, task, _ = recorded(run)
+    agent, _ = load_agent(run)
+    evaluator = Evaluator(setup_of(recipe, task), recipe.frame_stack, episodes, workers, keep_frames)
+    try:
+        return evaluator.run(lambda observation: agent.act(observation, 0, evaluate=True)), evaluator.seconds_a_step
+    finally:
+        evaluator.close()
+
+
+class _Trainer:
+    """The loop's body, with what it needs at hand; closes what it opened."""
+
+    def __init__(self, run: Path, recipe: DrQv2Recipe, task: Task, options: RlOptions) -> None:
+        self.run_folder = run
+        self.recipe, self.task, self.options = recipe, task, options
+        observer = make_observer(task.observation, recipe.size)
+        self.shape = observer.shape
+        self.setup = setup_of(recipe, task)
+        self.device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+        self.agent_steps = self.env_steps = self.updates = self.episodes = self.failures = 0
+        self.saved_at = self.evaluated_at = 0
+        self.recent: list[bool] = []
+        self.metrics: list[dict[str, float]] = []
+        self.rng = np.random.default_rng(options.seed)
+        self.evaluator: Evaluator | None = None
+        self.rollouts = Rollouts(self.setup, [self._next_seed() for _ in range(options.envs)])
+        layout = observer.layout(self.rollouts.action_dim)
+        self.store = ReplayStore(run / "replay", layout, _capacity(layout.row_bytes, recipe, options))
+        self.agent = DrQv2Agent(recipe, self.shape, self.rollouts.action_dim, seed=options.seed, device=self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            self.novelty = make_novelty(self.shape).to(self.device) if task.novelty else None
+        if options.resume and list_checkpoints(run):
+            self._restore()
+        else:
+            self.store.rewind(0)
+            if options.offline is not None:
+                fill_from_recordings(self.store, options.offline, observer)
+
+    def __enter__(self) -> _Trainer:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.rollouts.close()
+        self.store.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
+
+    def run(self) -> None:
+        """All steps, or as many as a signal or `stop_after` allows."""
+        options = self.options
+        last = min(options.steps, options.stop_after or options.steps)
+        with RunLog(self.run_folder, options.steps, self.env_steps, True) as log, stop_signals() as stopping:
+            self.log = log
+            self.began, self.began_at = time.perf_counter(), self.env_steps
+            self._pretrain()
+            while self.env_steps < last and not stopping:
+                with self._surviving():
+                    self._step()
+                if options.eval_every and self.env_steps - self.evaluated_at >= options.eval_every:
+                    self.evaluated_at += options.eval_every
+                    if self._evaluate().success >= options.stop_at:
+                        break
+                if self.env_steps - self.saved_at >= options.save_every and self.env_steps < last:
+                    self._save(final=False)
+            else:
+                if stopping:
+                    log.say(f"signal {stopping[0]}: saving at step {self.env_steps}; go on with --resume")
+                elif self.evaluated_at < self.env_steps == last == options.steps:
+                    self._evaluate()
+            self._save(final=True)
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        rollouts, count = self.rollouts, self.options.envs
+        before = sum(episode.env_steps for episode in rollouts.episodes)
+        actions = [
+            self.agent.act(observation, self.agent_steps)
+            for observation in rollouts.observations(self.recipe.frame_stack)
+        ]
+        rollouts.send(actions)
+        self._learn(self.agent_steps, self.agent_steps + count)
+        over = rollouts.receive()
+        self.agent_steps += count
+        self.env_steps += sum(episode.env_steps for episode in rollouts.episodes) - before
+        for episode, ended in zip(rollouts.episodes, over, strict=True):
+            if ended:
+                self._finish(episode)
+        rollouts.begin([self._next_seed() if ended else None for ended in over])
+        self.failures = 0 if any(over) else self.failures
+
+    def _learn(self, before: int, after: int) -> None:
+        """The updates that are due between two counts of agent steps."""
+        if self.env_steps < self.recipe.seed_frames or not self._drawable():
+            return
+        every = self.recipe.update_every
+        for _ in range(after // every - before // every):
+            self._update(before)
+
+    def _update(self, step: int) -> None:
+        recipe = self.recipe
+        batch = self.store.sample(
+            recipe.batch_size, self.rng, nstep=recipe.nstep, gamma=recipe.gamma, stack=recipe.frame_stack
+        )
+        numbers: dict[str, float] = {}
+        if self.novelty is not None:
+            batch, numbers["novelty"] = self._with_novelty(batch)
+        self.metrics.append(self.agent.update(batch, step) | numbers)
+        self.updates += 1
+
+    def _with_novelty(self, batch: Batch) -> tuple[Batch, float]:
+        """Diffusion Reward's mix: what the bundle pays was stored times 1 - alpha; alpha times novelty comes here."""
+        assert self.novelty is not None
+        newest = torch.from_numpy(np.ascontiguousarray(batch.next_observation[:, -1])).to(self.device)
+        novelty = self.novelty.learn(newest).cpu().numpy()
+        reward = (batch.reward + self.task.novelty * novelty).astype(np.float32)
+        return batch._replace(reward=reward), float(novelty.mean())
+
+    def _pretrain(self) -> None:
+        """Updates on recorded episodes alone, before the first step."""
+        if self.options.offline is None or self.updates or not self._drawable():
+            return
+        for _ in range(self.options.offline_updates):
+            self._update(self.agent_steps)
+
+    def _drawable(self) -> bool:
+        return any(episode.rows > self.recipe.nstep for episode in self.store.episodes[-1:])
+
+    # --- episodes ----------------------------------------------------------------------------------------------------
+
+    def _next_seed(self) -> int:
+        self.episodes += 1
+        return (self.options.seed + 1) * TRAINING_SEEDS + self.episodes - 1
+
+    def _finish(self, episode: Episode) -> None:
+        """Stores an episode and says how it went."""
+        self.store.begin(episode.rows[0])
+        steps = list(zip(episode.actions, episode.rewards, episode.rows[1:], strict=True))
+        for number, (action, reward, row) in enumerate(steps, start=1):
+            terminated = episode.terminated and number == len(steps)
+            self.store.append(action, reward, stored_discount(terminated, self.recipe.compat), row)
+        self.store.end(seed=episode.seed, success=int(episode.success), dense=episode.dense)
+        self.recent = [*self.recent[-19:], episode.success]
+        numbers = {
+            "return": sum(episode.rewards),
+            "sparse": episode.sparse,
+            "dense": episode.dense,
+            "success": float(episode.success),
+            "unpaid": float(episode.unpaid),
+            "updates": float(self.updates),
+            "steps_per_s": (self.env_steps - self.began_at) / (time.perf_counter() - self.began),
+        }
+        if self.metrics:
+            numbers |= {key: float(np.mean([entry[key] for entry in self.metrics])) for key in self.metrics[-1]}
+            self.metrics.clear()
+        text = (
+            f"return {numbers['return']:.3g}  success {np.mean(self.recent):.2f}  {numbers['steps_per_s']:.3g} steps/s"
+        )
+        self.log.step(self.env_steps, numbers, text)
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """An environment that raises loses its episode, not the run."""
+        try:
+            yield
+        except EnvironmentFailure as error:
+            self.failures += 1
+            self.rollouts.close()
+            if self.failures >= FAILURES:
+                self._save(final=True)
+                raise RlError(
+                    f"{error}; {FAILURES} times in a row. The run is saved: repair it, then --resume"
+                ) from error
+            self.log.say(f"step {self.env_steps}: {error}; the episodes in progress are lost, going on")
+            self.rollouts = Rollouts(self.setup, [self._next_seed() for _ in range(self.options.envs)])
+
+    def _evaluate(self) -> Evaluation:
+        options, stack = self.options, self.recipe.frame_stack
+        if self.evaluator is None:
+            self.evaluator = Evaluator(self.setup, stack, options.eval_episodes, options.envs, options.video)
+        evaluation = self.evaluator.run(
+            lambda observation: self.agent.act(observation, self.agent_steps, evaluate=True)
+        )
+        numbers = evaluation.numbers()
+        self.log.step(self.env_steps, numbers, f"evaluated: success {evaluation.success:.2f}")
+        self.log.say(
+            f"step {self.env_steps}: success {evaluation.success:.2f} in {options.eval_episodes} episodes, "
+            f"return {numbers['eval/return']:.4g}, simulator's {numbers['eval/dense']:.4g}"
+        )
+        if options.video:
+            folder = self.run_folder / "videos"
+            folder.mkdir(exist_ok=True)
+            fps = 1 / self.evaluator.seconds_a_step
+            write_video(folder / f"step-{self.env_steps:08d}.mp4", evaluation.episodes[0].frames, fps)
+        return evaluation
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save(self, final: bool) -> None:
+        self.saved_at = self.env_steps
+        in_progress = [(episode.seed, list(episode.actions)) for episode in self.rollouts.episodes]
+        state: dict[str, Any] = {
+            "agent": self.agent.state_dict(),
+            "action_dim": self.rollouts.action_dim,
+            "seconds_a_step": self.rollouts.seconds_a_step,
+            "rng": self.rng.bit_generator.state,
+            "in_progress": in_progress,
+            "stored": self.store.number,
+            "recent": [bool(success) for success in self.recent],
+            "metrics": self.metrics,
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
+        if self.novelty is not None:
+            state["novelty"] = self.novelty.state_dict()
+            state["novelty_optimizer"] = self.novelty.optimizer.state_dict()
+        try:
+            save_state(self.run_folder, self.env_steps, state, KEEP)
+        except OSError as error:
+            if final:
+                raise RlError(f"step {self.env_steps}: the last checkpoint is lost: {error}") from error
+            # A full disk must not end a run that may have space again by the next checkpoint.
+            self.log.say(f"step {self.env_steps}: {error}")
+
+    def _restore(self) -> None:
+        state = load_state(latest_checkpoint(self.run_folder))
+        self.agent.load_state_dict(state["agent"])
+        self.rng.bit_generator.state = state["rng"]
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        self.recent, self.metrics = state["recent"], state["metrics"]
+        if self.novelty is not None:
+            self.novelty.load_state_dict(state["novelty"])
+            self.novelty.optimizer.load_state_dict(state["novelty_optimizer"])
+        self.store.rewind(state["stored"])
+        histories = [(seed, _arrays(actions)) for seed, actions in state["in_progress"]]
+        self.rollouts.come_back(histories)
+
+
+_COUNTERS = ("agent_steps", "env_steps", "updates", "episodes", "saved_at", "evaluated_at")
+
+
+def _arrays(actions: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
+    return [cast(NDArray[np.float32], action.numpy()) for action in actions]
+
+
+def _capacity(row_bytes: int, recipe: DrQv2Recipe, options: RlOptions) -> int:
+    """Bytes of the replay: as many rows as the recipe wants, or as much of the disk as it may have."""
+    return min(recipe.replay_rows * row_bytes, math.floor(options.replay_gb * 1e9))
+
+
+def _record(recipe: DrQv2Recipe, task: Task, options: RlOptions) -> dict[str, Any]:
+    record = {
+        "method": METHOD,
+        "recipe": dataclasses.asdict(recipe),
+        "horizon": {},
+        "task": dataclasses.asdict(task),
+        "options": {"seed": options.seed, "envs": options.envs, **{f"task.{k}": v for k, v in vars(task).items()}},
+        "software": {package: version(package) for package in _PACKAGES},
+    }
+    result: dict[str, Any] = plain(record)
+    return result

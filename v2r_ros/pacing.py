@@ -1,0 +1,50 @@
+"""Which images of a camera are a policy's turn, so that it sees the world at the rate of its training."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from v2r_core.deploy.stream import frames_apart
+
+RESTART_NS = 1_000_000_000
+INTERVALS = 8
+
+
+class Pacer:
+    """Lets through every so manieth image: what comes nearest to the period in whole images of the camera.
+
+    Attributes:
+        too_slow: whether the camera is so slow that even every image of it comes later than the period wants.
+    """
+
+    def __init__(self, period: float) -> None:
+        """Paces for a period in seconds."""
+        self._period = period
+        self._intervals: deque[int] = deque(maxlen=INTERVALS)
+        self._camera_ns = self._due_ns = 0
+        self.too_slow = False
+
+    def restart(self) -> None:
+        """The next image is let through, whenever it comes."""
+        self._due_ns = 0
+
+    def due(self, moment_ns: int) -> bool:
+        """Whether the image of that stamp (or time of arrival, where it has none) has its turn; call it with each."""
+        since_camera = moment_ns - self._camera_ns
+        if self._camera_ns and -RESTART_NS < since_camera <= 0:
+            return False  # late, or twice
+        if not self._camera_ns or since_camera <= -RESTART_NS:
+            self._intervals.clear()
+            self._due_ns = 0
+        else:
+            self._intervals.append(since_camera)
+        self._camera_ns = moment_ns
+        if self._due_ns:
+            # Of intervals that a lost image made longer there may be many, of shorter ones hardly any.
+            interval = sorted(self._intervals)[len(self._intervals) // 4]
+            apart = frames_apart(interval * 1e-9, self._period)
+            self.too_slow = apart == 0
+            if round((moment_ns - self._due_ns) / interval) < apart:
+                return False
+        self._due_ns = moment_ns
+        return True
