@@ -1,13 +1,15 @@
-"""Does a policy learn from a video reward where a sparse one fails? DrQ-v2 on frozen embeddings, task by task.
+r"""Does a policy learn from a video reward where a sparse one fails? DrQ-v2 on frozen embeddings, task by task.
 
     MUJOCO_GL=egl python benchmarks/make_episodes.py
     v2r train vip --preset tiny --data out/episodes/train/expert --out runs/vip
     v2r export runs/vip --out bundles/vip; v2r export runs/vip --reward uvd --out bundles/uvd; ...
-    v2r rl observe --data out/episodes/train --out bundles/eyes
-    python -m benchmarks.policies --bundles bundles --data out/episodes
+    v2r rl observe --data out/episodes/train/{expert,random}/door-close --out bundles/eyes-door-close; ...
+    v2r goal out/episodes/train/expert/door-close/0.mp4 --model bundles/vip --margin 1.5 \
+        --executions out/episodes/train/expert/door-close --out bundles/goals/vip-door-close.safetensors; ...
+    python -m benchmarks.policies --bundles bundles
 
-Every reward trains the same agent from the same camera; goals are the last frame of one expert's episode, on a
-placement that is none of those that are trained or tested on. Success is that of 20 episodes without noise on unseen
+Every reward trains the same agent from the same camera; goals are from one expert's episode, on a placement that is
+none of those that are trained or tested on. Success is that of 20 episodes without noise on unseen
 placements, after every `eval_every` steps; the table shows the last one, and the steps to the first with at least 0.9.
 A run ends early once all 20 succeed. What the JSON has already is not run again.
 """
@@ -37,16 +39,30 @@ GOOD = 0.9
 HORIZON = 120
 TASKS = ("door-close", "window-open", "window-close", "button-press", "drawer-open", "door-open")
 
-# Of `v2r rl train`; {name} is the folder of bundles, {goal} an expert's episode of the task.
+# Of `v2r rl train`.
 REWARDS: dict[str, list[str]] = {
     "sparse": ["--reward", "sparse"],
     "dense": ["--reward", "dense"],
     "novelty": ["--reward", "sparse", "--novelty", "0.95"],
-    "vip": ["--reward", "{bundles}/vip", "--goal", "{goal}"],
-    "vip-sparse": ["--reward", "{bundles}/vip", "--goal", "{goal}", "--reward-mode", "sparse"],
-    "uvd": ["--reward", "{bundles}/uvd", "--goal", "{goal}"],
+    "vip": ["--reward", "{bundles}/vip", "--goal", "{bundles}/goals/vip-{task}.safetensors"],
+    "vip-sparse": [
+        "--reward",
+        "{bundles}/vip",
+        "--goal",
+        "{bundles}/goals/vip-{task}.safetensors",
+        "--reward-mode",
+        "sparse",
+    ],
+    "uvd": ["--reward", "{bundles}/uvd", "--goal", "{bundles}/goals/uvd-{task}.safetensors"],
     "time": ["--reward", "{bundles}/time", "--reward-mode", "sparse"],
-    "time-goal": ["--reward", "{bundles}/time-goal", "--goal", "{goal}", "--reward-mode", "value"],
+    "time-goal": [
+        "--reward",
+        "{bundles}/time-goal",
+        "--goal",
+        "{bundles}/goals/time-goal-{task}.safetensors",
+        "--reward-mode",
+        "value",
+    ],
     "viper": ["--reward", "{bundles}/viper", "--reward-mode", "sparse", "--novelty", "0.5"],
     "diffusion": ["--reward", "{bundles}/diffusion", "--reward-mode", "sparse", "--novelty", "0.95"],
 }
@@ -58,9 +74,8 @@ class Options:
     """Options of the benchmark."""
 
     bundles: Path
-    """Folder with the bundles vip, uvd, time, time-goal, viper, diffusion (as far as they are asked for) and eyes."""
-    data: Path = Path("out/episodes")
-    """Folder that benchmarks/make_episodes.py wrote."""
+    """Folder with the bundles vip, uvd, time, time-goal, viper, diffusion (as far as they are asked for), eyes-TASK of
+    every task, and goals/REWARD-TASK.safetensors."""
     tasks: tuple[str, ...] = TASKS
     """Which tasks."""
     rewards: tuple[str, ...] = tuple(REWARDS)
@@ -131,11 +146,11 @@ def run(options: Options, task: str, reward: str, seed: int) -> Outcome:
         RuntimeError: it failed; the message ends with what it said.
     """
     folder = options.runs / f"{task}-{reward}-{seed}"
-    values = {"bundles": str(options.bundles), "goal": str(options.data / "train/expert" / task / "0.mp4")}
+    values = {"bundles": str(options.bundles), "task": task}
     words = [word.format(**values) for word in REWARDS[reward]]
     command = [
         *(sys.executable, "-m", "v2r_core.cli", "rl", "train", "--env", f"metaworld:{task}-v3", "--preset", "tiny"),
-        *("--observation", str(options.bundles / "eyes"), "--horizon", str(HORIZON), "--seed", str(seed)),
+        *("--observation", str(options.bundles / f"eyes-{task}"), "--horizon", str(HORIZON), "--seed", str(seed)),
         *("--steps", str(options.steps), "--eval-every", str(options.eval_every), "--stop-at", "1", "--no-video"),
         *("--threads", "1", "--out", str(folder), *words),
         *(["--resume"] if (folder / "run.json").is_file() else []),

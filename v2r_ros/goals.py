@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
+from v2r_core.deploy.goals import GOAL_SUFFIX
 from v2r_core.deploy.stream import Scorer
-from v2r_core.rewards.goal import Goal, goal_name
+from v2r_core.rewards.goal import Goal, goal_name, load_goal
 from v2r_core.video import Video, VideoError, open_video
 from v2r_core.video.pixels import ImageError, decode_compressed
 from v2r_core.video.resize import Frame
@@ -17,6 +18,7 @@ from v2r_msgs.srv import SetGoal
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif"}
+KNOWN_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {GOAL_SUFFIX}
 
 Result = SetGoal.Response
 
@@ -63,9 +65,10 @@ def resolve_goal(uri: str, goals_dir: Path) -> Path:
         raise GoalError(
             Result.RESULT_PATH_NOT_ALLOWED, f"{uri!r} is outside {root}; put the file there or change goals_dir"
         )
-    if file.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-        known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{uri!r} is neither image nor video; known are {known}")
+    if file.suffix.lower() not in KNOWN_SUFFIXES:
+        known = ", ".join(sorted(KNOWN_SUFFIXES))
+        text = f"{uri!r} is neither image nor video nor saved goal; known are {known}"
+        raise GoalError(Result.RESULT_INVALID_IMAGE, text)
     if not file.is_file():
         raise GoalError(Result.RESULT_NOT_FOUND, f"no file {uri!r} in {root}")
     return file
@@ -88,7 +91,7 @@ class Together:
 def goal_from_files(
     scorer: Scorer, files: Sequence[Path], max_bytes: int, max_pixels: int, max_frames: int, subgoals: bool
 ) -> Goal:
-    """Makes a goal of an image or of a demonstration video of each camera.
+    """Makes a goal of an image or of a demonstration video of each camera, or reads a saved one (`v2r goal`).
 
     Args:
         scorer: embeds the frames.
@@ -96,12 +99,14 @@ def goal_from_files(
         max_bytes: largest image file.
         max_pixels: largest image or video frame.
         max_frames: longest video.
-        subgoals: split the demonstration into subgoals; needs a video.
+        subgoals: split the demonstration into subgoals; needs a video. A saved goal has them or not.
 
     Raises:
         GoalError: it cannot be read, is too large, or has no subgoals to find.
     """
     name = goal_name(files[0].name)
+    if files[0].suffix.lower() == GOAL_SUFFIX:
+        return _saved_goal(files[0], max_bytes)
     images = [file.suffix.lower() in IMAGE_SUFFIXES for file in files]
     if any(images) and not all(images):
         raise GoalError(Result.RESULT_INVALID_REQUEST, f"{name}: an image for one camera and a video for another")
@@ -118,6 +123,15 @@ def goal_from_files(
             return scorer.goal_from_video(Together(videos), name, subgoals)
     except (ImageError, VideoError, OSError) as error:
         raise GoalError(Result.RESULT_INVALID_IMAGE, f"{name}: {error}") from error
+
+
+def _saved_goal(file: Path, max_bytes: int) -> Goal:
+    if (size := file.stat().st_size) > max_bytes:
+        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name} has {size} bytes; {max_bytes} are accepted")
+    try:
+        return load_goal(file)
+    except ValueError as error:
+        raise GoalError(Result.RESULT_INVALID_IMAGE, str(error)) from error
 
 
 def _read_image(file: Path, max_bytes: int, max_pixels: int) -> Frame:

@@ -101,8 +101,8 @@ REWARD_NODE = (
     Spec(
         "goal",
         "",
-        "goal at configuration: image or video, relative to goals_dir or package://; {camera} is replaced by each "
-        "camera's name; empty: the bundle's",
+        "goal at configuration: image, video or saved goal, relative to goals_dir or package://; {camera} is replaced "
+        "by each camera's name; empty: the bundle's",
     ),
     Spec("goals_dir", "", "folder below which goal files must lie; empty: the shipped clips", when="start"),
     Spec("goal_services", True, "offer ~/set_goal and ~/goal_image", when="start"),

@@ -211,8 +211,9 @@ def test_draws_are_made_as_in_the_release(stored, agent):
 
 
 @pytest.mark.parametrize(
-    ("name", "step", "evaluate"), [("eval", 20_000, True), ("train_step20000", 20_000, False), ("train_step500", 500, False)]
-)  # fmt: skip
+    ("name", "step", "evaluate"),
+    [("eval", 20_000, True), ("train_step20000", 20_000, False), ("train_step500", 500, False)],
+)
 def test_acting(stored, agent, name, step, evaluate):
     agent.generator.manual_seed(int(stored["act/seed"]))
     found = [agent.act(observation, step, evaluate=evaluate) for observation in stored["act/obs"]]

@@ -404,7 +404,8 @@ def test_a_truncated_file_costs_the_episodes_beyond_it_for_good(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "broken", ['{"episode": 1, "first": 6, "ro', "{}", '{"episode": 1, "first": -6, "rows": 6}', "\x00\x00", "long" * 99]
+    "broken",
+    ['{"episode": 1, "first": 6, "ro', "{}", '{"episode": 1, "first": -6, "rows": 6}', "\x00\x00", "long" * 99],
 )
 @pytest.mark.parametrize("torn", [False, True])
 def test_broken_lines_of_the_journal_are_skipped_and_named(tmp_path, broken, torn):

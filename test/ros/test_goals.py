@@ -105,3 +105,24 @@ def test_a_video_that_is_too_long(clip: Path, scorer: Scorer) -> None:
     with pytest.raises(GoalError, match="max_goal_frames") as caught:
         goal_from_files(scorer, [clip], MEGA, MEGA, 3, False)
     assert caught.value.result == Result.RESULT_INVALID_IMAGE
+
+
+def test_a_saved_goal_is_taken_as_it_is(clip: Path, goals: Path, scorer: Scorer) -> None:
+    made = goal_from_files(scorer, [clip], MEGA, MEGA, 1000, True)
+    made.save(goals / "saved.safetensors")
+    file = resolve_goal("saved.safetensors", goals)
+    for subgoals in (False, True):
+        goal = goal_from_files(scorer, [file], MEGA, MEGA, 10, subgoals)
+        np.testing.assert_array_equal(goal.milestones, made.milestones)
+        assert goal.uncertainty_threshold == made.uncertainty_threshold
+    scorer.set_goal(goal)
+
+
+def test_saved_goals_that_are_none(clip: Path, goals: Path, scorer: Scorer) -> None:
+    plain, broken = goals / "plain.safetensors", goals / "broken.safetensors"
+    goal_from_files(scorer, [clip], MEGA, MEGA, 1000, False).save(plain)
+    broken.write_bytes(b"half a goal")
+    for file, limit, message in ((plain, 100, "100 are accepted"), (broken, MEGA, "not a goal file")):
+        with pytest.raises(GoalError, match=message) as caught:
+            goal_from_files(scorer, [file], limit, MEGA, 10, False)
+        assert caught.value.result == Result.RESULT_INVALID_IMAGE

@@ -12,6 +12,7 @@ VERBS = {
     "score": "rewards of a video: curve.csv, curve.png, summary.json",
     "eval": "how good an encoder or a reward is",
     "decompose": "the subgoals of a demonstration, as a picture (UVD)",
+    "goal": "a goal as a file, calibrated on several executions",
     "rl": "a policy from rewards (DrQ-v2): observe, train, eval",
     "export": "an encoder, a reward or a policy as a bundle for the robot",
     "standardize": "mean and deviation of a bundle's step reward on expert videos",

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,6 +21,7 @@ from rich.table import Table
 from v2r_core import DEFAULT_BUNDLE
 from v2r_core.cli.overlay import write_overlay
 from v2r_core.deploy.bundle import load_bundle
+from v2r_core.deploy.goals import GOAL_SUFFIX, is_image, read_goal_image
 from v2r_core.deploy.stream import Scorer, Status, VideoScore, flat, judge
 from v2r_core.plot import draw_curve
 from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_name, load_goal
@@ -30,9 +30,8 @@ from v2r_core.rewards.reward import RewardCurve
 from v2r_core.rewards.uvd import decompose
 from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video
-from v2r_core.video.video import IMAGE_SUFFIXES, Video
+from v2r_core.video.video import Video
 
-GOAL_SUFFIX = ".safetensors"
 LAST = "last"
 
 
@@ -174,8 +173,8 @@ def _set_goal(scorer: Scorer, goal: str, ticks: Callable[[str, int], Callable[[i
     if path.suffix.lower() == GOAL_SUFFIX:
         scorer.set_goal(load_goal(path))
         return []
-    if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
-        image = _read_image(path)
+    if is_image(path):
+        image = read_goal_image(path)
         scorer.set_goal(scorer.goal_from_frames([image], goal_name(path.name)))
         return [image]
     with open_video(goal) as demonstration:
@@ -203,16 +202,6 @@ class _Counted:
         for done, frame in enumerate(self.video, 1):
             self.on_progress(done, len(self.video))
             yield frame
-
-
-def _read_image(path: Path) -> Frame:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such goal image")
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path}: not an image ({error}); give a PNG or JPEG") from error
 
 
 def write_csv(path: Path, scored: VideoScore) -> None:

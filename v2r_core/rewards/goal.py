@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -207,9 +207,12 @@ def adapt_goal(goal: Goal, cameras: CameraRule, subgoals: bool) -> Goal:
             goal.name, milestones, empty, goal.demonstration, goal.demonstration_progress, spreads, float("nan")
         )
     numbers = goal.demonstration_frames
-    return _calibrate(
+    adapted = _calibrate(
         goal.name, goal.demonstration, numbers=numbers, milestones=milestones, milestone_frames=frames, cameras=cameras
     )
+    # Subgoals have no say in the threshold, and further executions may have widened it.
+    same = goal.cameras == cameras
+    return replace(adapted, uncertainty_threshold=goal.uncertainty_threshold) if same else adapted
 
 
 def _calibrate(

@@ -16,20 +16,16 @@ from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from v2r_core.deploy.bundle import Bundle, load_bundle
+from v2r_core.deploy.goals import read_goal
 from v2r_core.deploy.stream import NoGoalError, Scorer, frames_apart
-from v2r_core.rewards.goal import Goal, goal_name, load_goal
+from v2r_core.rewards.goal import Goal
 from v2r_core.rewards.reward import RewardSample
 from v2r_core.video.resize import Frame
-from v2r_core.video.source import open_video
-from v2r_core.video.video import IMAGE_SUFFIXES
 
 RewardMode = Literal["alone", "sparse", "potential", "value"]
 _OF_VALUES = ("potential", "value")
-GOAL_SUFFIX = ".safetensors"
 
 
 class VideoReward(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -109,7 +105,7 @@ class VideoReward(gymnasium.Wrapper[Any, Any, Any, Any]):
                 "take 'alone' or 'sparse'"
             )
         if goal is not None:
-            self.scorer.set_goal(goal if isinstance(goal, Goal) else _read_goal(self.scorer, Path(goal).expanduser()))
+            self.scorer.set_goal(goal if isinstance(goal, Goal) else read_goal(self.scorer, goal))
         if self.scorer.reward.needs_goal and self.scorer.goal is None:
             raise NoGoalError(
                 f"the reward {self.scorer.reward_name!r} needs a goal and the bundle has none; give `goal`"
@@ -196,26 +192,6 @@ def _scorer(bundle: str | Path | Bundle, dt: float) -> Scorer:
             stacklevel=4,
         )
     return Scorer(loaded, parameters={"stride": max(steps, 1)}, threads=1)
-
-
-def _read_goal(scorer: Scorer, path: Path) -> Goal:
-    """The goal that a file holds."""
-    if path.suffix.lower() == GOAL_SUFFIX:
-        return load_goal(path)
-    if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
-        return scorer.goal_from_frames([_read_image(path)], goal_name(path.name))
-    with open_video(path) as demonstration:
-        return scorer.goal_from_video(demonstration, goal_name(demonstration.name))
-
-
-def _read_image(path: Path) -> NDArray[np.uint8]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such goal image")
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path}: not an image ({error}); give a PNG or JPEG") from error
 
 
 def _check_numbers(mode: str, scale: float, sparse_weight: float, gamma: float) -> None:
