@@ -93,6 +93,7 @@ setup(
         (f"share/{package_name}", ["package.xml"]),
         share("launch", "*.launch.py"),
         share("config", "*.yaml", "*.xml"),
+        share("worlds", "*.sdf"),
     ],
     install_requires=run_time,
     extras_require={"ros": ros_wheels, "train": train, "sim": sim, "bench": bench, "dev": dev},
@@ -105,6 +106,7 @@ setup(
             "recorder = v2r_ros.recorder:main",
             "policy_node = v2r_ros.policy_node:main",
             "sim_node = v2r_ros.sim_node:main",
+            "gazebo_reset = v2r_ros.gazebo_reset:main",
         ]
     },
 )

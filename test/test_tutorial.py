@@ -14,13 +14,20 @@ import pytest
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
 LEARNED = "From ten videos to a live reward"
-"""The section that stands by itself."""
+POLICY = "From a demonstration to a policy"
+ALONE = (LEARNED, POLICY)
+"""The sections that stand by themselves."""
 
 
-def script(learned: bool) -> str:
-    """All bash and python blocks in their order as one bash script: of that section, or of all others."""
+def script(title: str = "") -> str:
+    """All bash and python blocks in their order as one bash script: of one section, or of all but those in `ALONE`."""
     sections = re.split(r"^## ", TUTORIAL.read_text(), flags=re.MULTILINE)
-    chosen = [section for section in sections if (LEARNED in section.partition("\n")[0]) == learned]
+    heads = [section.partition("\n")[0] for section in sections]
+    chosen = [
+        section
+        for section, head in zip(sections, heads, strict=True)
+        if (title in head if title else not any(other in head for other in ALONE))
+    ]
     parts = ["set -euo pipefail"]
     for language, code in re.findall(r"```(bash|python)\n(.*?)```", "\n".join(chosen), flags=re.DOTALL):
         parts.append(code if language == "bash" else f"python - <<'END_OF_PYTHON'\n{code}END_OF_PYTHON")
@@ -54,7 +61,7 @@ def summary(folder: Path) -> dict[str, Any]:
 @pytest.mark.ros
 @pytest.mark.timeout(600)
 def test_tutorial_runs_as_written(tmp_path: Path) -> None:
-    tour = run(script(learned=False), tmp_path)
+    tour = run(script(), tmp_path)
     # What the text promises.
     assert summary(tour / "success_2")["final_progress"] > 0.95
     assert 0.5 < summary(tour / "half")["final_progress"] < 0.85
@@ -69,7 +76,7 @@ def test_tutorial_runs_as_written(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_ten_videos_become_a_live_reward_as_written(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="the training side is not installed")
-    commands = script(learned=True)
+    commands = script(LEARNED)
     assert [line for line in commands.splitlines() if line.startswith("v2r ")], "the section has another title now"
     tour = run(commands, tmp_path)
     (model,) = json.loads((tour / "report" / "report.json").read_text())["models"]
@@ -79,3 +86,17 @@ def test_ten_videos_become_a_live_reward_as_written(tmp_path: Path) -> None:
     half = summary(tour / "half_time")
     assert half["reward"] == "time"
     assert 0.5 < half["final_progress"] < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_demonstration_becomes_a_policy_as_written(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="the training side is not installed")
+    pytest.importorskip("metaworld", reason="the simulators are not installed")
+    commands = script(POLICY)
+    assert [line for line in commands.splitlines() if line.startswith("v2r rl ")], "the section has another title now"
+    tour = run(commands, tmp_path)
+    assert len(list((tour / "door").glob("*.mp4"))) == 6
+    report = json.loads((tour / "door_run" / "eval.json").read_text())
+    assert report["episodes"] == 2 and report["unpaid"] < 20
+    assert json.loads((tour / "door_policy" / "policy.json").read_text())["rate"] == pytest.approx(26.67, abs=0.01)
