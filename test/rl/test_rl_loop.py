@@ -13,11 +13,12 @@ from v2r_core.deploy.policy import Policy, check_frames
 from v2r_core.encoders.checkpoints import CheckpointError
 from v2r_core.rl.drqv2_recipe import DrQv2Recipe
 from v2r_core.rl.export import export_policy
-from v2r_core.rl.loop import RlError, evaluate_run, load_agent, recorded, train
+from v2r_core.rl.loop import RlError, train
 from v2r_core.rl.observation import EmbeddingObserver
 from v2r_core.rl.options import RlOptions, Task
 from v2r_core.rl.replay import ReplayStore
 from v2r_core.rl.replay_files import Layout
+from v2r_core.rl.runs import evaluate_run, load_agent, recorded
 from v2r_core.training.checkpoint import latest_checkpoint
 from v2r_core.training.log import read_metrics
 

@@ -106,7 +106,7 @@ class Eval:
         Raises:
             ValueError, RuntimeError: not such a run, or the environment fails.
         """
-        from v2r_core.rl.loop import evaluate_run  # noqa: PLC0415
+        from v2r_core.rl.runs import evaluate_run  # noqa: PLC0415
         from v2r_core.video.writing import write_video  # noqa: PLC0415
 
         console = Console()

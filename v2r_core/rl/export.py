@@ -15,9 +15,9 @@ from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.export_networks import OPSET, ExportError, checked_model
 from v2r_core.deploy.policy import PolicyBundle, check_frames, write_policy
 from v2r_core.rl.drqv2 import DrQv2Agent, PolicyNetwork
-from v2r_core.rl.loop import load_agent, recorded
 from v2r_core.rl.observation import Observer, make_observer
 from v2r_core.rl.options import PIXELS
+from v2r_core.rl.runs import load_agent, recorded
 from v2r_core.training.checkpoint import latest_checkpoint, step_of
 from v2r_core.training.log import read_metrics
 

@@ -1,0 +1,75 @@
+"""A run of `v2r rl train` as something to evaluate or to export: its record, and its agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from v2r_core.methods.runs import read_run, tuples
+from v2r_core.rl.drqv2 import DrQv2Agent
+from v2r_core.rl.drqv2_recipe import DrQv2Recipe
+from v2r_core.rl.evaluation import Evaluation, Evaluator
+from v2r_core.rl.observation import make_observer
+from v2r_core.rl.options import METHOD, Task
+from v2r_core.rl.rollouts import Setup
+from v2r_core.rl.saving import load_state
+from v2r_core.training.checkpoint import latest_checkpoint
+
+
+def recorded(run: str | Path) -> tuple[DrQv2Recipe, Task, dict[str, Any]]:
+    """Recipe, task and the whole record of a run.
+
+    Raises:
+        CheckpointError: not a run.
+        ValueError: a run of something else.
+    """
+    record = read_run(run)
+    if record["method"] != METHOD:
+        raise ValueError(f"{run}: a run of {record['method']}, one of v2r rl train expected")
+    recipe = DrQv2Recipe(**{key: tuples(value) for key, value in record["recipe"].items()})
+    return recipe, Task(**record["task"]), record
+
+
+def load_agent(run: str | Path, device: str | torch.device = "cpu") -> tuple[DrQv2Agent, float]:
+    """The agent as its newest checkpoint has it.
+
+    Returns:
+        The agent, and the simulated seconds between two of its actions, NaN where the simulator does not say.
+
+    Raises:
+        CheckpointError: not a run, no checkpoint, or a damaged one.
+    """
+    recipe, task, _ = recorded(run)
+    state = load_state(latest_checkpoint(run))
+    shape = make_observer(task.observation, recipe.size).shape
+    agent = DrQv2Agent(recipe, shape, state["action_dim"], device=device)
+    agent.load_state_dict(state["agent"])
+    return agent, state["seconds_a_step"]
+
+
+def setup_of(recipe: DrQv2Recipe, task: Task) -> Setup:
+    """What the environments of an agent need."""
+    return Setup(task, recipe.size, recipe.action_repeat, recipe.gamma)
+
+
+def evaluate_run(
+    run: str | Path, episodes: int, workers: int = 1, keep_frames: bool = False
+) -> tuple[Evaluation, float]:
+    """Evaluates the newest checkpoint of a run without noise.
+
+    Returns:
+        The evaluation, and the simulated seconds between two actions.
+
+    Raises:
+        CheckpointError: see `load_agent`.
+        EnvironmentFailure: the environment raised.
+    """
+    recipe, task, _ = recorded(run)
+    agent, _ = load_agent(run)
+    evaluator = Evaluator(setup_of(recipe, task), recipe.frame_stack, episodes, workers, keep_frames)
+    try:
+        return evaluator.run(lambda observation: agent.act(observation, 0, evaluate=True)), evaluator.seconds_a_step
+    finally:
+        evaluator.close()
