@@ -10,7 +10,7 @@ export AMENT_PREFIX_PATH := $(CURDIR)/$(VENV):$(AMENT_PREFIX_PATH)
 export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/lib:$(LD_LIBRARY_PATH)
 endif
 
-.PHONY: demo test lint bench bench-train bundle clips clean help
+.PHONY: demo sim-demo test lint bench bench-train bundle clips clean help
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ $(VENV)/.v2r-test: $(SETUP_FILES)
 
 demo: $(VENV)/.v2r-run ## A camera becomes a reward: real ROS 2 graph, bag, table, picture in out/demo
 	@$(PY) -m v2r_ros.demo --out out/demo
+
+sim-demo: $(VENV)/.v2r-test ## A trained policy closes a door over ROS topics: bag, video, table, picture in out/sim-demo
+	@MUJOCO_GL=$${MUJOCO_GL:-egl} $(PY) -m v2r_ros.sim_demo --out out/sim-demo
 
 test: $(VENV)/.v2r-test ## The whole test suite
 	@$(PY) -m pytest

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rosbags.highlevel import AnyReader
 
 from v2r_core.rewards.reward import RewardCurve
-from v2r_msgs.msg import Episode
+from v2r_msgs.msg import Episode, Reward
 from v2r_ros.bags import RecordedRewards, read_rewards
 from v2r_ros.episodes import END_NAMES
 
@@ -36,7 +36,8 @@ class LoopEpisode:
         seconds: length by the stamps.
         control_rate: actions a second by the wall clock; NaN below two of them.
         final_progress, best_progress: NaN if the reward never had one.
-        unusable_rewards: rewards of any other status than OK; each stops the robot until the next good one.
+        unlike: rewards of status OUT_OF_DISTRIBUTION.
+        unusable: rewards of any status that stops the robot: other than OK and WARMING_UP.
     """
 
     first: int
@@ -50,7 +51,8 @@ class LoopEpisode:
     control_rate: float
     final_progress: float
     best_progress: float
-    unusable_rewards: int
+    unlike: int
+    unusable: int
 
     @property
     def ended_by_progress(self) -> bool:
@@ -114,12 +116,14 @@ def read_loop(bag: Path, episodes: int) -> LoopRecord:
         steps = _steps_until(done[(done > begun) & (done < until)], images.recorded[first + 1 :])
         acted = actions.recorded[(actions.recorded > begun) & (actions.recorded < ends.recorded[number])]
         moved = acted[[any(actions.held[i]) for i in np.searchsorted(actions.recorded, acted)]]
+        # Reward stamps went through float64 seconds, which rounds them by less than a microsecond.
+        scored = np.flatnonzero((reward_stamps >= stamps[first] - 1000) & (reward_stamps <= end + 1000))
+        status = rewards.status[scored]
         found.append(
             LoopEpisode(
                 first=first,
                 last=int(np.searchsorted(stamps, end, "right")) - 1,
-                # Reward stamps went through float64 seconds, which rounds them by less than a microsecond.
-                rewards=np.flatnonzero((reward_stamps >= stamps[first] - 1000) & (reward_stamps <= end + 1000)),
+                rewards=scored,
                 end=END_NAMES[episode.end_reason],
                 success=steps >= 0,
                 steps_to_success=steps,
@@ -128,7 +132,8 @@ def read_loop(bag: Path, episodes: int) -> LoopRecord:
                 control_rate=(len(moved) - 1) / ((moved[-1] - moved[0]) * 1e-9) if len(moved) > 1 else float("nan"),
                 final_progress=float(episode.final_progress),
                 best_progress=float(episode.max_progress),
-                unusable_rewards=int(episode.invalid_steps),
+                unlike=int((status == Reward.STATUS_OUT_OF_DISTRIBUTION).sum()),
+                unusable=int((~np.isin(status, [Reward.STATUS_OK, Reward.STATUS_WARMING_UP])).sum()),
             )
         )
     return LoopRecord(found, stamps * 1e-9, rewards)

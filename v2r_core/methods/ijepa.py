@@ -49,7 +49,7 @@ class IJepaRecipe(JepaRecipe):
     def tiny(cls) -> Self:
         """64 pixels in patches of 8, four blocks, a predictor of two."""
         return cls(
-            epochs=12,
+            epochs=36,
             batch_size=32,
             architecture="mini",
             size=64,

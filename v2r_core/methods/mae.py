@@ -77,7 +77,7 @@ class MAERecipe(Recipe):
     def tiny(cls) -> Self:
         """64 pixels in patches of 8, four blocks, a decoder of two."""
         return cls(
-            epochs=30,
+            epochs=80,
             batch_size=64,
             architecture="mini",
             size=64,
@@ -88,7 +88,7 @@ class MAERecipe(Recipe):
             decoder_heads=3,
             base_lr=2e-3,
             warmup_epochs=2,
-            scale=(0.5, 1.0),
+            scale=(0.2, 1.0),
             flip=0.0,
         )
 

@@ -112,20 +112,23 @@ class VJepaRecipe(JepaRecipe):
     def tiny(cls) -> Self:
         """8 frames of 64 pixels, four blocks, a predictor of two."""
         return cls(
-            epochs=5,
+            epochs=10,
             batch_size=32,
             architecture="mini",
             size=64,
             patch=8,
             frames=8,
             stride=2,
-            predictor_width=48,
+            predictor_width=192,
             predictor_depth=2,
-            lr=1e-3,
-            warmup_epochs=0.5,
+            lr=5e-4,
+            warmup_epochs=2,
             # A fraction of the paper's steps: an average over as many would still be the initial network.
-            momentum=0.98,
-            scale=(0.5, 1.0),
+            momentum=0.998,
+            final_weight_decay=0.04,
+            # Clips of a fixed camera are nearly still: without it, features fall into one dimension.
+            hinge=1.0,
+            scale=(0.3, 1.0),
             flip=0.0,
         )
 

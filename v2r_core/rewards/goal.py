@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from v2r_core.rewards.calibration import (
     CameraRule,
@@ -68,7 +68,8 @@ class Goal:
         head = {"format": GOAL_FORMAT, "name": self.name, "cameras": self.cameras}
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
-        save_file(tensors, partial, metadata={"v2r_goal": json.dumps(head)})
+        # Not its save_file, whose files nobody but their owner may read: the node may run as another user.
+        partial.write_bytes(save(tensors, metadata={"v2r_goal": json.dumps(head)}))
         partial.replace(target)
 
 
