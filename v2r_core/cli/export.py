@@ -106,7 +106,7 @@ def _is_policy(run: Path) -> bool:
     from v2r_core.methods.runs import read_run  # noqa: PLC0415
     from v2r_core.rl.options import METHOD  # noqa: PLC0415
 
-    return bool(read_run(run)["method"] == METHOD)
+    return read_run(run).get("method") == METHOD
 
 
 def _rate_of(run: Path) -> float | None:
