@@ -5,6 +5,7 @@ folder with an `episodes.json` that v2r_core/evaluate/episodes.py describes:
 
     OUT/train/expert/<task>/<seed>.mp4     what rewards are trained on, and goals are taken from
     OUT/train/random/<task>/<seed>.mp4     a few, for methods that use failures
+    OUT/train/noisy/<task>/<seed>.mp4      where asked for, for rewards that have to see more than the best way
     OUT/heldout/<behaviour>/<task>/<seed>.mp4         the same tasks, other placements of the objects
     OUT/heldout_tasks/<behaviour>/<task>/<seed>.mp4   tasks that training does not have, with one expert more a task
                                                       (seed 0), whose end is the goal
@@ -88,6 +89,8 @@ class Options:
     """Experts of each task to train on."""
     train_random: int = 4
     """Random rollouts of each task in train."""
+    train_noisy: int = 0
+    """Experts with noise of each task in train, on placements of their own."""
     heldout: int = 5
     """Held-out seeds of each task, with an episode of each behaviour."""
     size: int = 128
@@ -130,6 +133,7 @@ def jobs(options: Options) -> Iterator[Job]:
         yield Job("heldout", task, heldout, everything)
         yield Job("train", task, tuple(range(options.train)), ("expert",))
         yield Job("train", task, tuple(range(options.train_random)), ("random",))
+        yield Job("train", task, tuple(range(options.train, options.train + options.train_noisy)), ("noisy",))
     for task in options.heldout_tasks:
         yield Job("heldout_tasks", task, (0,), ("expert",))
         yield Job("heldout_tasks", task, heldout, everything)

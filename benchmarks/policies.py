@@ -1,11 +1,11 @@
 r"""Does a policy learn from a video reward where a sparse one fails? DrQ-v2 on frozen embeddings, task by task.
 
-    MUJOCO_GL=egl python benchmarks/make_episodes.py
-    v2r train vip --preset tiny --data out/episodes/train/expert --out runs/vip
-    v2r export runs/vip --out bundles/vip; v2r export runs/vip --reward uvd --out bundles/uvd; ...
-    v2r rl observe --data out/episodes/train/{expert,random}/door-close --out bundles/eyes-door-close; ...
-    v2r goal out/episodes/train/expert/door-close/0.mp4 --model bundles/vip \
-        --executions out/episodes/train/expert/door-close --out bundles/goals/vip-door-close.safetensors; ...
+    MUJOCO_GL=egl python benchmarks/make_episodes.py --train-noisy 30
+    v2r train vip --preset tiny --data out/episodes/train/{expert,noisy}/door-close --out runs/vip-door-close
+    v2r export runs/vip-door-close --half-weights --out bundles/vip-door-close
+    v2r rl observe --data out/episodes/train/{expert,noisy,random}/door-close --out bundles/eyes-door-close
+    v2r goal out/episodes/train/expert/door-close/0.mp4 --model bundles/vip-door-close \
+        --executions out/episodes/train/{expert,noisy}/door-close --out bundles/goals/vip-door-close.safetensors; ...
     python -m benchmarks.policies --bundles bundles
 
 Every reward trains the same agent from the same camera; goals are from one expert's episode, on a placement that is
@@ -44,29 +44,29 @@ REWARDS: dict[str, list[str]] = {
     "sparse": ["--reward", "sparse"],
     "dense": ["--reward", "dense"],
     "novelty": ["--reward", "sparse", "--novelty", "0.95"],
-    "vip": ["--reward", "{bundles}/vip", "--goal", "{bundles}/goals/vip-{task}.safetensors"],
+    "vip": ["--reward", "{bundles}/vip-{task}", "--goal", "{bundles}/goals/vip-{task}.safetensors"],
     "vip-sparse": [
         "--reward",
-        "{bundles}/vip",
+        "{bundles}/vip-{task}",
         "--goal",
         "{bundles}/goals/vip-{task}.safetensors",
         "--reward-mode",
         "sparse",
     ],
-    "uvd": ["--reward", "{bundles}/uvd", "--goal", "{bundles}/goals/uvd-{task}.safetensors"],
-    "time": ["--reward", "{bundles}/time", "--reward-mode", "sparse"],
+    "uvd": ["--reward", "{bundles}/uvd-{task}", "--goal", "{bundles}/goals/uvd-{task}.safetensors"],
+    "time": ["--reward", "{bundles}/time-{task}", "--reward-mode", "sparse"],
     "time-goal": [
         "--reward",
-        "{bundles}/time-goal",
+        "{bundles}/time-goal-{task}",
         "--goal",
         "{bundles}/goals/time-goal-{task}.safetensors",
         "--reward-mode",
         "value",
     ],
-    "viper": ["--reward", "{bundles}/viper", "--reward-mode", "sparse", "--novelty", "0.5"],
-    "diffusion": ["--reward", "{bundles}/diffusion", "--reward-mode", "sparse", "--novelty", "0.95"],
+    "viper": ["--reward", "{bundles}/viper-{task}", "--reward-mode", "sparse", "--novelty", "0.5"],
+    "diffusion": ["--reward", "{bundles}/diffusion-{task}", "--reward-mode", "sparse", "--novelty", "0.95"],
 }
-"""time, viper and diffusion as their papers mix them with the sparse reward and novelty."""
+"""time, viper and diffusion as their papers mix them with the sparse reward and novelty; a bundle is of one task."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Options:
     """Options of the benchmark."""
 
     bundles: Path
-    """Folder with the bundles vip, uvd, time, time-goal, viper, diffusion (as far as they are asked for), eyes-TASK of
-    every task, and goals/REWARD-TASK.safetensors."""
+    """Folder with the bundles vip-TASK, uvd-TASK, time-TASK, ... as far as they are asked for, eyes-TASK of every task,
+    and goals/REWARD-TASK.safetensors."""
     tasks: tuple[str, ...] = TASKS
     """Which tasks."""
     rewards: tuple[str, ...] = tuple(REWARDS)
