@@ -30,6 +30,7 @@ class Live:
         latency_p50_ms, latency_p95_ms, latency_max_ms: image stamp to arrival of the reward here.
         first_half_p50_ms, second_half_p50_ms: growth shows as a difference.
         rate_hz, jitter_ms: mean reward rate, and standard deviation of the time between two rewards.
+        good_hz: of rewards with status OK.
         inference_p50_ms: what the node itself says that a frame took.
         cpu_ms_per_reward: processor time of the node's process for each reward.
         rss_mb: resident memory at the end.
@@ -49,6 +50,7 @@ class Live:
     first_half_p50_ms: float
     second_half_p50_ms: float
     rate_hz: float
+    good_hz: float
     jitter_ms: float
     inference_p50_ms: float
     cpu_ms_per_reward: float
@@ -128,6 +130,7 @@ def measure(
         first_half_p50_ms=float(np.median(latency[:half])),
         second_half_p50_ms=float(np.median(latency[half:])),
         rate_hz=len(seen) / seconds,
+        good_hz=sum(item[2].status == Reward.STATUS_OK for item in seen) / seconds,
         jitter_ms=float(np.diff([item[0] for item in seen]).std() * 1e3),
         inference_p50_ms=float(np.median([item[2].inference_ms for item in seen])),
         cpu_ms_per_reward=cpu / len(seen) * 1e3,

@@ -15,6 +15,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import learned_rewards
+from benchmarks.learned_bundles import tiny_bundles
 from benchmarks.live import Live, measure
 from benchmarks.offline import score_against_encoder
 
@@ -72,6 +74,24 @@ def main(options: Bench) -> int:
     theirs_slow = live(
         "naive node outrun", naive, logs / "naive_slow", 30.0, options.outrun_seconds, {"encoder": SLOW_ENCODER}
     )
+    with console.status("training learned rewards for one step each"):
+        learned = tiny_bundles(out / "learned")
+    ours_learned = {
+        method: live(
+            f"reward node {method}",
+            node,
+            logs / method,
+            30.0,
+            options.seconds,
+            {**(goal if method == "vip" else {}), "model": str(bundle), "providers": ["cpu"]},
+            lifecycle=True,
+        )
+        for method, bundle in learned.items()
+    }
+    with console.status("measuring Diffusion Reward with fewer calls"):
+        diffusion = learned["diffusion-reward"]
+        costs = learned_rewards.measure(diffusion, learned_rewards.Bench((diffusion,), rounds=options.rounds))
+    one_call = next(cost for cost in costs if cost.reward == "diffusion one_call")
     with console.status("measuring v2r score on 1,000 frames"):
         offline = score_against_encoder(out)
     (out / "score.json").write_text(json.dumps(offline, indent=2) + "\n")
@@ -90,6 +110,7 @@ def main(options: Bench) -> int:
         ("  with one thread", single),
         ("reward_node, slow model", ours_slow),
         ("torch, slow model", theirs_slow),
+        *((f"{method} tiny", row) for method, row in ours_learned.items()),
     ):
         numbers = (row.latency_p50_ms, row.latency_p95_ms, row.latency_max_ms, row.cpu_ms_per_reward, row.rss_mb)
         shown.add_row(title, f"{row.rate_hz:.1f}", *(f"{x:.1f}" for x in numbers), str(row.dropped))
@@ -138,6 +159,10 @@ def main(options: Bench) -> int:
         ("resident memory, MB", ours.rss_mb, "<=", 300.0),
         ("torch in the node's process", float(ours.torch_loaded), "<=", 0.0),
         ("v2r score over bare encoder, frames/s", offline["ratio"], ">=", 0.9),
+        ("VIP tiny in the node, rewards a camera frame", ours_learned["vip"].good_hz / 30.0, ">=", 0.95),
+        ("VIPER tiny in the node, rewards/s", ours_learned["viper"].good_hz, ">=", 5.0),
+        ("Diffusion Reward tiny in the node, rewards/s", ours_learned["diffusion-reward"].good_hz, ">=", 5.0),
+        ("Diffusion Reward, one call over 11, speed", one_call.faster_reward or 0.0, ">=", 5.0),
     ]
     table = Table(title="What was promised")
     for heading in ("what", "measured", "bound", ""):

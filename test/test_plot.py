@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from v2r_core.plot import Clip, draw_comparison, draw_curve
+from v2r_core.plot import Clip, draw_comparison, draw_curve, draw_subgoals
 from v2r_core.rewards.reward import RewardCurve, RewardSample
+from v2r_core.rewards.uvd import Decomposition
 
 GREY, GREEN, BLUE, VERMILION = (228, 228, 228), (0, 158, 115), (0, 114, 178), (213, 94, 0)
 
@@ -99,6 +100,28 @@ def test_comparison(tmp_path):
     assert share(picture, BLUE, 12) > 0.0005
     assert share(picture, VERMILION, 12) > 0.0005
     draw_comparison(tmp_path / "b.png", [Clip("one", frame, np.arange(9.0), curve(9, progress=False))])
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 36)])
+def test_labels_of_subgoals_stay_inside_their_pictures(tmp_path, shape):
+    last = 39
+    split = Decomposition(np.array([12, 25, last]), [np.linspace(1, 0, last + 1)], np.full(last + 1, last))
+    colour = (250, 0, 250)
+    draw_subgoals(tmp_path / "a.png", lambda _: np.full((*shape, 3), colour, np.uint8), np.arange(40.0), split, "three")
+    picture = pixels(tmp_path / "a.png")
+    # The bar left of the subgoals is whole, from its first to its last row.
+    bar = np.abs(picture - np.array(GREEN)).max(axis=-1) <= 6
+    columns = np.flatnonzero(bar.any(axis=0))[1:10]
+    rows = np.flatnonzero(bar[:, columns[0]])[1:-1]
+    assert len(rows) > 50
+    assert bar[rows[0] : rows[-1] + 1, columns].all()
+    # So are the edges of each picture, the first of which the bar covers.
+    shown = (np.abs(picture - np.array(colour)).max(axis=-1) <= 6)[rows[10] : rows[-10]]
+    filled = shown.mean(axis=0)
+    edges = np.flatnonzero(np.diff((filled > 0).astype(int)))
+    assert len(edges) == 6
+    assert (filled[edges[2::2] + 2] == 1).all() and (filled[edges[1::2] - 1] == 1).all()
+    assert ((filled > 0) & (filled < 1)).sum() > 3 * 30, "there are labels"
 
 
 def test_the_same_numbers_give_the_same_file(tmp_path):

@@ -8,15 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from v2r_core.deploy.bundle import (
-    CheckSpec,
-    EncoderSpec,
-    Manifest,
-    PreprocessSpec,
-    RewardSpec,
-    describe_files,
-    write_manifest,
-)
+from v2r_core.deploy.bundle import CheckSpec, EncoderSpec, Manifest, RewardSpec, write_manifest
+from v2r_core.deploy.folder import PreprocessSpec, describe_files
 
 SIZE = 32
 GRID = 4

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from tiny_bundle import write_tiny_bundle
 
-from v2r_core.deploy.bundle import InputSpec, NetworkSpec, describe_files, load_bundle, reward_spec, write_manifest
+from v2r_core.deploy.bundle import InputSpec, NetworkSpec, load_bundle, reward_spec, write_manifest
+from v2r_core.deploy.folder import describe_files
 
 CODES, LATENT, TOKENS, WINDOW, STEPS = 8, 3, 16, 4, 10
 PARAMETERS: dict[str, dict[str, float | int | str]] = {

@@ -1,4 +1,4 @@
-"""A frame with its progress, its value, its status and the subgoal it works towards drawn on it."""
+"""A frame with its reward, progress, value and status and the subgoal it works towards drawn on it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ THUMBNAIL = 0.22
 def draw_overlay(
     frame: Frame,
     *,
+    reward: float,
     progress: float,
     value: float,
     subgoal_index: int,
@@ -33,8 +34,9 @@ def draw_overlay(
 
     Args:
         frame: uint8 RGB (H, W, 3).
+        reward: any number, or NaN.
         progress: [0, 1], or NaN.
-        value: any number, or NaN.
+        value: any number, or NaN; a step reward has neither progress nor value.
         subgoal_index: from 0.
         subgoal_count: 0 or 1 is not shown.
         status: name in lower case; anything but "ok" and "warming_up" is shown in red.
@@ -54,7 +56,7 @@ def draw_overlay(
     draw.rectangle(track, fill=TRACK)
     if math.isfinite(progress):
         draw.rectangle((*track[:2], track[0] + round((track[2] - track[0]) * progress), track[3]), fill=GREEN)
-    words = [_number("progress", progress), _number("value", value)]
+    words = [_number("reward", reward, 3), _number("progress", progress), _number("value", value)]
     if subgoal_count > 1:
         words.insert(0, f"subgoal {subgoal_index + 1}/{subgoal_count}")
     if status not in GOOD:
@@ -75,5 +77,5 @@ def _paste_target(canvas: Image.Image, draw: ImageDraw.ImageDraw, target: Frame,
     draw.rectangle(box, outline=GREEN, width=2)
 
 
-def _number(name: str, value: float) -> str:
-    return f"{name} {value:.2f}" if math.isfinite(value) else f"{name} -"
+def _number(name: str, value: float, digits: int = 2) -> str:
+    return f"{name} {value:.{digits}f}" if math.isfinite(value) else f"{name} -"

@@ -33,6 +33,8 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "
 LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 INK, FAINT = "#222222", "#8a8a8a"
 NARROWEST_LABEL = 0.07
+INSET = 3.0
+"""Of a label from the corner of its picture, in points."""
 
 
 @dataclass(frozen=True)
@@ -161,17 +163,10 @@ def draw_subgoals(
     _draw_strip(axes[0], strip)
     for row, (axis, images) in enumerate(zip(axes[1:-1], padded, strict=True)):
         white = np.full_like(images[0], 255)
-        _draw_strip(axis, images + [white] * (STRIP_FRAMES - len(images)), GREEN)
-        for slot in range(len(images)):
-            number = row * STRIP_FRAMES + slot
-            axis.text(
-                slot + 0.05,
-                0.05,
-                f"{number + 1}: frame {subgoals.indices[number]}",
-                fontsize=8,
-                color=INK,
-                backgroundcolor="white",
-            )
+        corners = _draw_strip(axis, images + [white] * (STRIP_FRAMES - len(images)), GREEN)
+        for number, corner in enumerate(corners[: len(images)], row * STRIP_FRAMES):
+            text = f"{number + 1}: frame {subgoals.indices[number]}"
+            axis.annotate(text, corner, xytext=(INSET, INSET), textcoords="offset points", **_small("left"))
     last = axes[-1]
     _style(last, "distance to the subgoal")
     for level, curve in enumerate(subgoals.curves):
@@ -240,8 +235,10 @@ def _stack(heights: list[float], title: str) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _draw_strip(axis: Axes, images: list[NDArray[np.uint8]], colour: str | None = None) -> None:
+def _draw_strip(axis: Axes, images: list[NDArray[np.uint8]], colour: str | None = None) -> list[tuple[float, float]]:
+    """Images side by side, a unit of the axis each; their lower left corners are given back."""
     box = axis.get_window_extent()
+    corners = []
     slot = box.height / (box.width / len(images))
     for i, image in enumerate(images):
         aspect = image.shape[0] / image.shape[1]
@@ -250,6 +247,7 @@ def _draw_strip(axis: Axes, images: list[NDArray[np.uint8]], colour: str | None 
         tall = min(1.0, aspect / slot)
         extent = (i + 0.5 - half, i + 0.5 + half, 0.5 - tall / 2, 0.5 + tall / 2)
         axis.imshow(image, extent=extent, aspect="auto", interpolation="antialiased")
+        corners.append((extent[0], extent[2]))
     axis.set_xlim(0, len(images))
     axis.set_ylim(0, 1)
     axis.set_xticks([])
@@ -259,6 +257,7 @@ def _draw_strip(axis: Axes, images: list[NDArray[np.uint8]], colour: str | None 
         if colour is not None:
             spine.set_color(colour)
             spine.set_linewidth(6)
+    return corners
 
 
 def _style(axis: Axes, label: str) -> None:

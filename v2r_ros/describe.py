@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from diagnostic_msgs.msg import DiagnosticStatus
 
+from v2r_core.deploy.description import reward_info_fields
 from v2r_msgs.msg import RewardInfo
 from v2r_ros.mailbox import Mailbox
 from v2r_ros.scoring import MessageScorer
@@ -20,23 +19,7 @@ def reward_info(holder: MessageScorer, scale: float, clip: float) -> RewardInfo:
         scale: factor on the raw reward.
         clip: its bound; 0 means none.
     """
-    scorer = holder.scorer
-    manifest, session, goal = scorer.bundle.manifest, scorer.session, scorer.goal
-    info = RewardInfo(model_name=manifest.name, model_sha256=scorer.bundle.sha256, encoder=manifest.encoder.name)
-    info.embedding_dim, info.image_size = session.embedding_dim, session.size
-    info.mean, info.std = scorer.bundle.preprocess.mean, scorer.bundle.preprocess.std
-    info.precision, info.provider = session.precision, session.provider
-    info.device = "cpu" if session.provider == "CPUExecutionProvider" else "cuda:0"
-    info.kind = RewardInfo.KIND_VALUE if scorer.reward.kind == "value" else RewardInfo.KIND_STEP_REWARD
-    info.reward_name = scorer.reward_name
-    info.reward_scale, info.reward_clip = scale, clip or float("inf")
-    info.discount = 1.0
-    info.uncertainty_threshold = goal.uncertainty_threshold if goal else float("nan")
-    info.goal_id, info.goal_source = (goal.name, holder.goal_source) if goal else ("", "")
-    info.subgoal_count = len(goal.milestones) if goal else 0
-    info.component_names = list(holder.cameras) if len(holder.cameras) > 1 else []
-    info.software_version = version("v2r_ros")
-    return info
+    return RewardInfo(**reward_info_fields(holder.scorer, holder.goal_source, scale, clip, holder.cameras))
 
 
 def diagnostics(
@@ -73,7 +56,8 @@ def diagnostics(
         "latency p95 [s]": p95,
         "inference p50 [ms]": inference,
         "image age [s]": image_age,
-        "images received": mailbox.received,
+        "images received": telemetry.left_out + mailbox.received,
+        "images left out": telemetry.left_out,
         "frames answered": telemetry.answered,
         "frames dropped": mailbox.dropped,
         "bad images": telemetry.bad_images,
@@ -95,6 +79,9 @@ def diagnostics(
             "model sha256": scorer.bundle.sha256,
             "goal": scorer.goal.name if scorer.goal else "",
         }
+        if active and holder.too_slow and scorer.period is not None:
+            rate = f"{1 / scorer.period:.4g} Hz"
+            problems.append((DiagnosticStatus.WARN, f"the camera is slower than the {rate} of the reward's window"))
         if scorer.goal is None and scorer.reward.needs_goal:
             problems.append((DiagnosticStatus.WARN, "no goal"))
     return diagnostic(name, "v2r", problems, values)

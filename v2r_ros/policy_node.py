@@ -20,6 +20,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 
+from v2r_core.deploy.pacing import Pacer
 from v2r_core.video.resize import Frame
 from v2r_msgs.msg import Episode, Reward
 from v2r_ros import parameters
@@ -28,7 +29,6 @@ from v2r_ros.driver import Done, Driver, Turn
 from v2r_ros.episodes import END_NAMES, EpisodeLog, nanoseconds
 from v2r_ros.images import compressed_to_rgb, message_to_rgb
 from v2r_ros.lifecycle import GuardedLifecycleNode
-from v2r_ros.pacing import Pacer
 from v2r_ros.policy_parts import Parts, make_parts, subscribe_to_image, subscribe_to_reward
 from v2r_ros.resets import ResetError
 from v2r_ros.running import run

@@ -192,7 +192,10 @@ class RewardNode(GuardedLifecycleNode):
         if camera:  # only the first camera sets the pace
             return
         self._last_arrival_ns = self._now_ns()
-        if self._scorer is None or not self._scorer.due(message, self._last_arrival_ns):
+        if self._scorer is None:
+            return
+        if not self._scorer.due(message, self._last_arrival_ns):
+            self._telemetry.left_out += 1
             return
         self._mailbox.put(tuple(self._newest))
         # Leaves the interpreter to the worker until it is inside resizing and inference, which need none; otherwise it
@@ -307,7 +310,7 @@ class RewardNode(GuardedLifecycleNode):
         if names & {"reward_scale", "reward_clip"}:
             self._scorer.set_scale(self._parameter("reward_scale"), self._parameter("reward_clip"))
             self._publish_info()
-        self._scorer.max_stamp_future = self._parameter("max_stamp_future")
+        self._scorer.set_max_stamp_future(self._parameter("max_stamp_future"))
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
@@ -316,6 +319,7 @@ class RewardNode(GuardedLifecycleNode):
 def _overlay(frame: Frame, reward: Reward) -> Frame:
     return draw_overlay(
         frame,
+        reward=reward.reward,
         progress=reward.progress,
         value=reward.value,
         subgoal_index=reward.subgoal_index,

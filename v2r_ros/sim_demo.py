@@ -230,6 +230,7 @@ def _drawn(camera: Video, record: LoopRecord) -> Iterator[Frame]:
             nearest = int(np.abs(stamps - record.stamps[number]).argmin())
             yield draw_overlay(
                 camera[number],
+                reward=float(curve.reward[nearest]),
                 progress=float(curve.progress[nearest]),
                 value=float(curve.value[nearest]),
                 subgoal_index=int(curve.subgoal_index[nearest]),

@@ -18,11 +18,13 @@ class Telemetry:
     """Rolling measurements; written by the worker thread, read by the diagnostics timer.
 
     Attributes:
+        left_out: images that came before their turn; written by the thread that hears the camera.
         answered: frames that got a reward message since activation.
         bad_images: frames that could not be used.
         internal_errors: frames for which inference failed.
     """
 
+    left_out: int = 0
     answered: int = 0
     bad_images: int = 0
     internal_errors: int = 0

@@ -11,7 +11,7 @@ from tiny_bundle import write_tiny_bundle
 
 from v2r_core.cli import eval_reward
 from v2r_core.cli.eval_reward import IMAGENET, NOVELTY, EvalReward, _parameter
-from v2r_core.deploy.bundle import BundleError
+from v2r_core.deploy.folder import BundleError
 
 
 @pytest.mark.slow

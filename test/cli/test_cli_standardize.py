@@ -15,17 +15,10 @@ from torch import Tensor, nn
 
 from v2r_core.cli.main import main
 from v2r_core.cli.standardize import Standardize
-from v2r_core.deploy.bundle import (
-    MANIFEST,
-    Bundle,
-    BundleError,
-    describe_files,
-    load_bundle,
-    reward_spec,
-    write_manifest,
-)
+from v2r_core.deploy.bundle import MANIFEST, Bundle, load_bundle, reward_spec, write_manifest
 from v2r_core.deploy.card import CARD
 from v2r_core.deploy.export_networks import export_networks
+from v2r_core.deploy.folder import BundleError, describe_files
 from v2r_core.deploy.stream import Scorer
 from v2r_core.video import open_video
 

@@ -92,3 +92,12 @@ def test_the_three_steps_of_simclrv2(clip, tmp_path, capsys):
     assert main([*distil, "--out", runs["third"]]) == 0
     assert main(["train", "simclrv2-finetune", *common, "--out", str(tmp_path / "none")]) == 1
     assert "needs labels" in capsys.readouterr().err
+
+
+def test_negatives_that_match_no_video_are_refused_before_the_run_begins(clip, tmp_path, capsys):
+    words = ["--preset", "tiny-goal", "--negatives", "*/random/*", "--encoder", "random:timm:resnet10t", "--cpu"]
+    assert main(["train", "time-rewarder", *words, "--data", str(clip), "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "no video matches '*/random/*'" in error
+    assert clip.name in error.replace("\n", "")
+    assert not (tmp_path / "run").exists()

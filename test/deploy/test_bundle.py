@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from v2r_core import DEFAULT_BUNDLE
-from v2r_core.deploy.bundle import MANIFEST, BundleError, load_bundle
+from v2r_core.deploy.bundle import MANIFEST, load_bundle
+from v2r_core.deploy.folder import BundleError
 
 FILES = ["encoder.fp32.onnx", "README.md"]
 

@@ -9,8 +9,9 @@ import torch
 from tiny_bundle import write_tiny_bundle
 from torch import Tensor, nn
 
-from v2r_core.deploy.bundle import Bundle, BundleError, describe_files, load_bundle, reward_spec, write_manifest
+from v2r_core.deploy.bundle import Bundle, load_bundle, reward_spec, write_manifest
 from v2r_core.deploy.export_networks import ExportError, export_networks
+from v2r_core.deploy.folder import BundleError, describe_files
 from v2r_core.deploy.runtime import NetworkSession
 from v2r_core.deploy.stream import Scorer, Status
 

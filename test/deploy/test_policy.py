@@ -12,7 +12,7 @@ import pytest
 from tiny_bundle import embed
 from tiny_policy import GAIN, MARK, blob, linear, matrix, seeker, write_linear, write_seeker
 
-from v2r_core.deploy.bundle import BundleError
+from v2r_core.deploy.folder import BundleError
 from v2r_core.deploy.policy import MANIFEST, Policy, PolicyError, check_frames, load_policy
 from v2r_core.video.resize import Preprocess, resize_frame
 

@@ -13,7 +13,8 @@ import pytest
 import tiny_bundle as tiny
 
 from v2r_core.deploy import runtime
-from v2r_core.deploy.bundle import BundleError, load_bundle
+from v2r_core.deploy.bundle import load_bundle
+from v2r_core.deploy.folder import BundleError
 from v2r_core.deploy.runtime import PROVIDERS, ProviderError, Session, choose_providers, engine_cache_root, engine_key
 
 CPU, CUDA, TENSORRT = PROVIDERS["cpu"], PROVIDERS["cuda"], PROVIDERS["tensorrt"]

@@ -80,7 +80,8 @@ def test_a_goal_that_does_not_fit_leaves_the_old_one(scorer: Scorer) -> None:
 def test_a_goal_inside_the_bundle_is_used(tmp_path: Path) -> None:
     import json
 
-    from v2r_core.deploy.bundle import MANIFEST, describe_files
+    from v2r_core.deploy.bundle import MANIFEST
+    from v2r_core.deploy.folder import describe_files
 
     folder = write_tiny_bundle(tmp_path / "bundle")
     Scorer(load_bundle(folder)).goal_from_video(moving_square(), "inside").save(folder / "goal.safetensors")

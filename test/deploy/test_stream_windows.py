@@ -119,6 +119,22 @@ def test_parameters_outlive_the_change_of_rate(tmp_path: Path) -> None:
     np.testing.assert_allclose(scaled.score(video).curve.reward, 3 * plain.score(video).curve.reward, rtol=1e-5)
 
 
+def test_scale_and_clip_outlive_the_change_of_rate(tmp_path: Path) -> None:
+    frames = moving_square()
+    plain = scorer_of(tmp_path, "viper", 10.0)
+    expected = [plain.score(Frames(frames, fps)).curve.reward for fps in (30, 60)]
+    bound = 2 * float(np.nanmedian(np.abs(np.concatenate(expected))))
+    scorer = scorer_of(tmp_path, "viper", 10.0)
+    scorer.set_shape(3.0, bound)
+    for fps, reward in zip((30, 60), expected, strict=True):
+        found = scorer.score(Frames(frames, fps)).curve.reward
+        np.testing.assert_allclose(found, np.clip(3 * reward, -bound, bound), rtol=1e-5)
+    with pytest.raises(ValueError, match="scale"):
+        scorer.set_shape(-1.0, None)
+    again = scorer.score(Frames(frames, 30)).curve.reward
+    np.testing.assert_allclose(again, np.clip(3 * expected[0], -bound, bound), rtol=1e-5)
+
+
 def test_a_video_with_too_few_frames_a_second_is_refused_with_both_numbers(tmp_path: Path) -> None:
     scorer = scorer_of(tmp_path, "viper", 10.0)
     with pytest.raises(ValueError, match=r"5 frames/s, a window of 'viper' wants 10"):

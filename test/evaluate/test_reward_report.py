@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,23 +12,20 @@ from episode_data import write_episodes
 from rich.console import Console
 
 from v2r_core.evaluate.episodes import read_episodes
-from v2r_core.evaluate.reward_figures import choose_shown
 from v2r_core.evaluate.reward_html import HEADLINES, make_html, write_html
 from v2r_core.evaluate.reward_plan import SuiteOptions, make_plan
 from v2r_core.evaluate.reward_report import (
     RewardReport,
     as_json,
-    confusion,
-    lined_up,
     report_model,
     show,
-    terminal_table,
+    terminal_lines,
     write_json,
 )
 from v2r_core.evaluate.reward_row import Row
 from v2r_core.evaluate.reward_stats import Estimate
 from v2r_core.evaluate.reward_suite import run_model
-from v2r_core.evaluate.scored_models import NoveltyControl, TimeControl, pixel_control
+from v2r_core.evaluate.scored_models import NoveltyControl, ScoredModel, TimeControl, pixel_control
 
 NAN = float("nan")
 
@@ -115,13 +113,60 @@ def test_headlines_are_rows(report: RewardReport) -> None:
     assert "</table>" in make_html(report)
 
 
-def test_a_line_a_metric_in_the_terminal(report: RewardReport) -> None:
-    console = Console(width=200, record=True)
+def printed(report: RewardReport, width: int) -> str:
+    """What the terminal shows."""
+    console = Console(width=width)
     with console.capture() as captured:
-        console.print(terminal_table(report))
-    lines = captured.get().splitlines()
+        console.print(terminal_lines(report, width))
+    return captured.get()
+
+
+def test_a_line_a_metric_in_the_terminal(report: RewardReport) -> None:
+    lines = printed(report, 200).splitlines()
     for row in report.models[0].rows:
         assert sum(line.split()[:1] == [row.key] for line in lines) == 1, row.key
+
+
+def test_many_models_fit_a_narrow_terminal(report: RewardReport) -> None:
+    """Three rewards with intervals and two controls."""
+    pixels, clock, steps = report.models
+    wide = type(pixels)(pixels.run, [_undefined(row) for row in pixels.rows], False)
+    many = replace(report, models=[pixels, wide, replace(steps, control=False), clock, steps])
+    text = printed(many, 80)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    lines = [line.split() for line in text.splitlines()]
+    for place, row in enumerate(pixels.rows):
+        found = [words for words in lines if words[:1] == [row.key]]
+        assert 1 < len(found) < 5, "some models share a table"
+        numbers = " ".join(" ".join(words[1:]) for words in found)
+        for model in many.models:
+            if not model.rows[place].why_not:
+                assert show(model.rows[place], interval=not model.control) in numbers
+    assert text.count("report.html says") == 1
+
+
+def test_a_long_name_is_broken_and_not_cut(report: RewardReport) -> None:
+    name = "runs/of_a_folder_with_a_name_that_goes_on_and_on/and_on_and_on/bundle"
+    model = report.models[0]
+    run = replace(model.run, model=_Named(model.run.model, name))
+    text = printed(replace(report, models=[replace(model, run=run)]), 80)
+    head = text[: text.index(model.rows[0].section)]
+    assert head.count("\n") > 3
+    assert "".join(head.split()).endswith(name)
+
+
+class _Named:
+    """A model under another name."""
+
+    def __init__(self, model: ScoredModel, name: str) -> None:
+        self.name, self.kind = name, model.kind
+
+
+def _undefined(row: Row) -> Row:
+    """The row with as many digits as there can be."""
+    estimate = replace(row.estimate, value=-0.9731, low=-0.9999, high=-0.9111, undefined=12)
+    return row if row.why_not or row.unit else replace(row, estimate=estimate)
 
 
 def test_numbers_for_people() -> None:
@@ -132,17 +177,3 @@ def test_numbers_for_people() -> None:
     assert show(found) == "0.973 [0.950, 0.990] (2 undefined)"
     assert show(found, interval=False) == "0.973 (2 undefined)"
     assert show(Row("s", "k", "t", "", Estimate(12.34, NAN, NAN, 10, 0), unit="ms")) == "12.3 ms"
-
-
-def test_shown_episodes_start_alike(report: RewardReport) -> None:
-    for shown in choose_shown(report.plan):
-        labels = [report.plan.episodes[index].labels for index in shown.places]
-        assert len({(each.task, each.seed) for each in labels}) == 1
-        assert shown.names == ["expert", "half", "still"]
-
-
-def test_models_of_different_plans_are_refused(report: RewardReport) -> None:
-    model = report.models[0]
-    with pytest.raises(ValueError, match="different rows"):
-        lined_up([model, type(model)(model.run, model.rows[1:], True)])
-    assert confusion(report.models[1].run, report.plan) == ([], [])

@@ -124,6 +124,18 @@ def test_a_batch_without_any_success_has_no_goals():
     assert torch.isfinite(step.loss)
 
 
+def test_a_pattern_that_no_video_matches_is_refused_with_some_of_the_videos():
+    method = TimeRewarder(recipe(goal_form=True, negatives=("random/*", "*fail*")), HORIZON)
+    demos = [f"demos/{number}.mp4" for number in range(20)]
+    with pytest.raises(ValueError, match="no video matches '\\*fail\\*'") as refused:
+        method.check_videos([*demos, "random/0.mp4"])
+    assert "demos/0.mp4" in str(refused.value) and "random/0.mp4 and 16 more" in str(refused.value)
+    with pytest.raises(ValueError, match=r"'random/\*'.*the videos are demos/0.mp4$"):
+        method.check_videos(demos[:1])
+    method.check_videos([*demos, "random/0.mp4", "elsewhere/failed.mp4"])
+    TimeRewarder(recipe(goal_form=True), HORIZON).check_videos(demos)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"bins": 1}, "bins is 1"), ({"decay": -1.0}, "decay -1.0"), ({"negatives": ("x",)}, "goal-conditioned")],

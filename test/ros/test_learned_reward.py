@@ -17,10 +17,12 @@ from synthetic_video import moving_square
 from toy_rewards import LENGTH, write_learned_bundle
 
 from v2r_core.deploy.bundle import load_bundle
-from v2r_core.deploy.stream import Scorer
+from v2r_core.deploy.stream import Scorer, Status
+from v2r_core.overlay import draw_overlay
 from v2r_msgs.msg import Reward, RewardInfo
 from v2r_msgs.srv import SetGoal
 from v2r_ros import qos
+from v2r_ros.images import message_to_rgb
 
 FRAMES = moving_square()
 PERIOD = 0.1
@@ -56,6 +58,12 @@ def play(node: NodeUnderTest, frames: list[np.ndarray], period: float, start: fl
     return [node.answer(frame, start + number * period) for number, frame in enumerate(frames)]
 
 
+def diagnosed(node: NodeUnderTest) -> tuple[str, dict[str, str]]:
+    """Message and values of the newest diagnostics."""
+    newest = node.diagnostics[-1].status[0]
+    return newest.message, {pair.key: pair.value for pair in newest.values}
+
+
 def check_equal(answers: list[Reward], bundle: Path, video: Video) -> None:
     offline = Scorer(load_bundle(bundle), providers=["cpu"]).score(video)
     assert [answer.status for answer in answers] == offline.status.tolist()
@@ -81,7 +89,19 @@ def test_live_equals_offline(tmp_path: Path, reward: str) -> None:
         node.wait(lambda: bool(node.infos) and bool(overlays), what="info and overlay")
         expected = RewardInfo.KIND_VALUE if reward == "time" else RewardInfo.KIND_STEP_REWARD
         assert (node.infos[-1].kind, node.infos[-1].reward_name) == (expected, reward)
-        assert overlays[-1].width > 0
+        shown = {answer.header.stamp.sec * 10**9 + answer.header.stamp.nanosec: answer for answer in answers}
+        newest = overlays[-1].header.stamp
+        answer = shown[newest.sec * 10**9 + newest.nanosec]
+        expected_picture = draw_overlay(
+            FRAMES[answers.index(answer)],
+            reward=answer.reward,
+            progress=answer.progress,
+            value=answer.value,
+            subgoal_index=0,
+            subgoal_count=0,
+            status=Status(answer.status).name.lower(),
+        )
+        np.testing.assert_array_equal(message_to_rgb(overlays[-1], 1 << 22), expected_picture)
 
 
 @pytest.mark.parametrize("reward", ["viper", "diffusion"])
@@ -101,6 +121,9 @@ def test_images_that_come_too_early_get_no_message_and_are_not_dropped(tmp_path:
         check_equal(answers, bundle, Video(FRAMES[:24:3]))
         assert [reward.frame_count for reward in node.rewards] == list(range(1, 9))
         assert node.rewards[-1].dropped_frames == 0
+        expected = {"images received": "24", "images left out": "16", "frames dropped": "0", "frames answered": "8"}
+        node.wait(lambda: expected.items() <= diagnosed(node)[1].items(), what="counts in the diagnostics")
+        assert "slower" not in diagnosed(node)[0]
         assert node.rewards[-1].episode == 0
 
 
@@ -115,9 +138,9 @@ def test_images_before_their_turn_keep_the_camera_alive(tmp_path: Path) -> None:
             pause = time.monotonic() + 0.05
             node.wait(lambda pause=pause: time.monotonic() > pause)
         assert [reward.status for reward in node.rewards] == [WARMING_UP]
-        shown = node.diagnostics[-1].status[0]
-        assert shown.message == "OK"
-        assert float({pair.key: pair.value for pair in shown.values}["image age [s]"]) < 0.5
+        message, values = diagnosed(node)
+        assert message == "OK"
+        assert float(values["image age [s]"]) < 0.5
         node.wait(lambda: node.rewards[-1].status == Reward.STATUS_STALE_IMAGE, what="the end of the camera")
 
 
@@ -128,6 +151,7 @@ def test_a_camera_that_is_too_slow(tmp_path: Path) -> None:
         assert {answer.status for answer in answers} == {WARMING_UP}
         assert all(math.isfinite(answer.uncertainty) and math.isnan(answer.reward) for answer in answers)
         node.wait(lambda: "too slow" in node.log(), what="a complaint")
+        node.wait(lambda: "slower than the 10 Hz of the reward's window" in diagnosed(node)[0], what="a warning")
         assert "0.300 s apart" in node.log() and "wants 0.100 s" in node.log()
         assert "Traceback" not in node.log()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from v2r_core.deploy.pacing import Pacer
 from v2r_msgs.msg import Episode, Reward
 from v2r_ros.actions import ActionMap
 from v2r_ros.commander import Commander
 from v2r_ros.episodes import EpisodeLog
-from v2r_ros.pacing import Pacer
 from v2r_ros.safety import Guard, Limits
 from v2r_ros.scoring import blank_reward
 
@@ -173,6 +173,25 @@ def test_lost_images_late_images_and_a_restarted_stream() -> None:
     assert pacer.due(int(3e9))  # restarted
     pacer.restart()
     assert pacer.due(int(3.04e9))
+
+
+def test_a_turn_that_was_of_no_use_is_given_back() -> None:
+    pacer = Pacer(0.1)
+    moments = [int(at * 1e9) for at in 50 + np.arange(20) / 30]
+    assert [pacer.due(moment) for moment in moments[:7]] == [True, False, False] * 2 + [True]
+    assert pacer.late(moments[6]) and pacer.late(moments[4]) and not pacer.late(moments[7])
+    pacer.give_back(moments[3], moments[0])  # another one had its turn since
+    assert not pacer.due(moments[7])
+    pacer.give_back(moments[6], moments[3])
+    assert [pacer.due(moment) for moment in moments[8:12]] == [True, False, False, True]
+
+
+def test_a_turn_given_back_to_a_stream_that_is_over_stops_nothing() -> None:
+    pacer = Pacer(0.1)
+    taken(pacer, 50 + np.arange(20) / 30)
+    assert pacer.due(int(3e9))
+    pacer.give_back(int(3e9), int(50.6e9))
+    assert pacer.due(int(3.033e9))
 
 
 # --- episodes --------------------------------------------------------------------------------------------------------

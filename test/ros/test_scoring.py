@@ -245,6 +245,7 @@ def test_of_a_fast_camera_as_many_frames_are_taken_as_offline(tmp_path: Path, fp
     jitter = np.random.default_rng(0).uniform(-0.1, 0.1, 40)
     answers = watch(scorer, [(number + wobble) / fps for number, wobble in enumerate(jitter)])
     assert list(answers) == list(range(0, 40, apart))
+    assert not scorer.too_slow
     assert statuses(answers) == WARM + [Reward.STATUS_OK] * (len(answers) - 3)
 
     class Video(list):
@@ -257,6 +258,8 @@ def test_of_a_fast_camera_as_many_frames_are_taken_as_offline(tmp_path: Path, fp
 
 def test_a_reward_without_a_window_takes_every_image(scorer: MessageScorer) -> None:
     assert len(watch(scorer, [number / 1000 for number in range(40)])) == 40
+    assert len(watch(scorer, [100 + 9 * number for number in range(5)])) == 5
+    assert not scorer.too_slow
 
 
 def test_a_lost_image_of_a_fast_camera_leaves_the_window_whole(tmp_path: Path) -> None:
@@ -299,6 +302,7 @@ def test_a_late_image_takes_no_turn_though_the_one_before_is_not_scored_yet(tmp_
 def test_a_camera_that_is_too_slow_never_fills_the_window_and_is_complained_about(tmp_path: Path) -> None:
     scorer = windowed(tmp_path)
     assert set(statuses(watch(scorer, [number / 5 for number in range(12)]))) == {Reward.STATUS_WARMING_UP}
+    assert scorer.too_slow
     later = START + 3 * SECOND
     problem = scorer.score(image(moving_square()[0], later), later).problem
     assert "0.800 s apart" in problem and "wants 0.100 s" in problem and "raise the rate" in problem

@@ -15,7 +15,7 @@ from v2r_core import DEFAULT_BUNDLE
 from v2r_core.evaluate.episodes import EPISODES_FILE, EpisodeSet, read_episodes
 from v2r_core.evaluate.reward_html import write_html
 from v2r_core.evaluate.reward_plan import SuiteOptions, make_plan
-from v2r_core.evaluate.reward_report import ModelReport, RewardReport, report_model, terminal_table, write_json
+from v2r_core.evaluate.reward_report import ModelReport, RewardReport, report_model, terminal_lines, write_json
 from v2r_core.evaluate.reward_suite import read_frames, run_model
 from v2r_core.evaluate.scored_models import (
     BundleModel,
@@ -92,8 +92,9 @@ class EvalReward:
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / "report.json", report)
         write_html(self.out / "report.html", report)
-        Console().print(terminal_table(report))
-        Console().print(f"written to {self.out / 'report.json'} and {self.out / 'report.html'}")
+        console = Console()
+        console.print(terminal_lines(report, console.width))
+        console.print(f"written to {self.out / 'report.json'} and {self.out / 'report.html'}")
         return 0
 
     def _goals(self) -> EpisodeSet | None:

@@ -10,6 +10,7 @@ from typing import Any
 VERBS = {
     "train": "a representation or a reward from your own videos",
     "score": "rewards of a video: curve.csv, curve.png, summary.json",
+    "label": "rewards for recorded data: rosbags",
     "eval": "how good an encoder or a reward is",
     "decompose": "the subgoals of a demonstration, as a picture (UVD)",
     "goal": "a goal as a file, calibrated on several executions",

@@ -1,4 +1,4 @@
-"""The scored video as a video: every frame with its progress, its value and the subgoal it works towards."""
+"""The scored video as a video: every frame with its reward, progress and value and the subgoal it works towards."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def write_overlay(
             stage = int(curve.subgoal_index[i])
             yield draw_overlay(
                 frame,
+                reward=float(curve.reward[i]),
                 progress=float(curve.progress[i]),
                 value=float(curve.value[i]),
                 subgoal_index=stage,

@@ -12,54 +12,32 @@ README.md             the card
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from v2r_core.deploy.folder import (
+    BundleError,
+    FileSpec,
+    PreprocessSpec,
+    Strict,
+    check_files,
+    read_manifest,
+    write_manifest_file,
+)
 from v2r_core.video.resize import Preprocess
 
 MANIFEST = "bundle.json"
 Precision = Literal["fp32", "fp16"]
 
 
-class BundleError(ValueError):
-    """A bundle is incomplete, changed or not understood; the message names the file and the remedy."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PreprocessSpec(_Strict):
-    """`Preprocess` as it is written to disk; the bounds keep an absurd file from allocating absurd memory."""
-
-    size: int = Field(ge=16, le=2048)
-    mode: Literal["squash", "crop"]
-    resize_to: int = Field(ge=16, le=4096)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def preprocess(self) -> Preprocess:
-        """The dataclass that `video.resize` works with."""
-        return Preprocess(self.size, self.mode, self.resize_to, self.mean, self.std)
-
-
-class FileSpec(_Strict):
-    """Hash and length of one file of the bundle."""
-
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-
-class EncoderSpec(_Strict):
+class EncoderSpec(Strict):
     """What the ONNX graphs are.
 
     `parity` holds the numbers measured at export: `fp32_max_rel_error` (largest absolute difference to torch over
@@ -75,7 +53,7 @@ class EncoderSpec(_Strict):
     parity: dict[str, float]
 
 
-class RewardSpec(_Strict):
+class RewardSpec(Strict):
     """Which reward is computed on the embeddings, and its parameters (fields of the reward's class)."""
 
     name: Literal["vip", "uvd", "pixel", "time", "viper", "diffusion"]
@@ -104,7 +82,7 @@ def reward_spec(name: str, parameters: Mapping[str, float | int | str | bool], f
     return RewardSpec.model_validate({"name": name, "kind": kind, "parameters": dict(parameters), "rate": rate})
 
 
-class InputSpec(_Strict):
+class InputSpec(Strict):
     """One input of a network, its batch axis left out; integers are below `high`."""
 
     dtype: Literal["float32", "int64"]
@@ -112,7 +90,7 @@ class InputSpec(_Strict):
     high: int = Field(default=1, ge=1)
 
 
-class NetworkSpec(_Strict):
+class NetworkSpec(Strict):
     """A network besides the encoder, with a stored answer as `CheckSpec` has it.
 
     Its inputs are drawn one after the other from `numpy.random.default_rng(seed)`, two rows each: standard normal
@@ -140,7 +118,7 @@ class NetworkSpec(_Strict):
         return drawn
 
 
-class CheckSpec(_Strict):
+class CheckSpec(Strict):
     """A stored answer: after loading, one inference on a seeded image must give these first values.
 
     The image is `numpy.random.default_rng(seed).integers(0, 256, (1, S, S, 3), dtype=uint8)`.
@@ -153,7 +131,7 @@ class CheckSpec(_Strict):
     tolerance_fp16: float = Field(gt=0)
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """The content of `bundle.json`."""
 
     schema_version: Literal[1] = 1
@@ -215,26 +193,9 @@ class Bundle:
         return self.manifest.encoder.preprocess.preprocess()
 
 
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def describe_files(folder: Path, names: list[str]) -> dict[str, FileSpec]:
-    """Hash and length of each named file of the folder, for `Manifest.files`."""
-    return {name: FileSpec(sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size) for name in names}
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `bundle.json`, last of all files, by rename: a folder with a manifest is complete."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(text)
-    partial.replace(folder / MANIFEST)
+    """Writes `bundle.json`, see `folder.write_manifest_file`."""
+    write_manifest_file(folder, MANIFEST, manifest)
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -247,34 +208,8 @@ def load_bundle(path: str | Path) -> Bundle:
         BundleError: folder or file missing, hash wrong, a name that leaves the folder, or a schema not understood.
     """
     folder = Path(path).expanduser()
-    source = folder / MANIFEST
-    if not source.is_file():
-        raise BundleError(f"{folder}: no {MANIFEST} there; give the folder that `v2r export` wrote")
-    raw = source.read_bytes()
-    try:
-        manifest = Manifest.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{source}: {where or 'file'}: {first['msg']}; export the bundle again") from error
+    manifest, sha256 = read_manifest(folder, MANIFEST, Manifest, "bundle")
     needed = {*manifest.encoder.graphs.values(), *(spec.graph for spec in manifest.networks.values())}
     needed |= {name for name in (manifest.goal, manifest.tensors) if name}
-    if missing := needed - set(manifest.files):
-        raise BundleError(f"{source}: {sorted(missing)} used but not listed under files; export the bundle again")
-    root = folder.resolve()
-    for name, spec in manifest.files.items():
-        check_file(root, name, spec)
-    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
-
-
-def check_file(root: Path, name: str, spec: FileSpec) -> None:
-    """Raises BundleError unless a file of a bundle lies in its folder, resolved, and is the one that was written."""
-    file = root / name
-    if not file.resolve().is_relative_to(root) or Path(name).is_absolute():
-        raise BundleError(f"{root}: file name {name!r} leaves the bundle; do not use this bundle")
-    if not file.is_file():
-        raise BundleError(f"{file}: missing; copy the bundle again")
-    if file.stat().st_size != spec.bytes:
-        raise BundleError(f"{file}: {file.stat().st_size} bytes, {spec.bytes} expected; copy the bundle again")
-    if (found := sha256_of(file)) != spec.sha256:
-        raise BundleError(f"{file}: sha256 {found[:12]}..., {spec.sha256[:12]}... expected; copy the bundle again")
+    check_files(folder, MANIFEST, manifest.files, needed, "bundle")
+    return Bundle(folder, manifest, sha256)

@@ -27,14 +27,13 @@ from v2r_core.deploy.bundle import (
     EncoderSpec,
     Manifest,
     Precision,
-    PreprocessSpec,
     RewardSpec,
-    describe_files,
     load_bundle,
     write_manifest,
 )
 from v2r_core.deploy.card import CARD, write_card
 from v2r_core.deploy.export_networks import OPSET, ExportError, LearnedParts, checked_model
+from v2r_core.deploy.folder import PreprocessSpec, describe_files
 from v2r_core.deploy.half import to_half, with_stored_halves
 from v2r_core.deploy.tensorrt_check import check_tensorrt
 from v2r_core.encoders.encoder import Encoder, numpy_embed

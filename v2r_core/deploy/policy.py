@@ -8,8 +8,6 @@ README.md        the card
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,9 +17,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from v2r_core.deploy.bundle import BundleError, FileSpec, PreprocessSpec, check_file, describe_files
+from v2r_core.deploy.folder import (
+    BundleError,
+    FileSpec,
+    PreprocessSpec,
+    Strict,
+    check_files,
+    describe_files,
+    read_manifest,
+    write_manifest_file,
+)
 from v2r_core.deploy.runtime import PROVIDERS, choose_providers, session_options
 from v2r_core.video.resize import Frame, Preprocess, resize_frame
 
@@ -35,11 +42,7 @@ class PolicyError(RuntimeError):
     """The actor gave something that no robot may be told, such as a number that is not finite."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PolicyCheck(_Strict):
+class PolicyCheck(Strict):
     """A stored answer: after loading, the frames of `check_frames`, acted on one by one, must end in this action."""
 
     seed: int
@@ -47,7 +50,7 @@ class PolicyCheck(_Strict):
     tolerance: float = Field(gt=0, description="largest absolute difference of one number of the action")
 
 
-class PolicyManifest(_Strict):
+class PolicyManifest(Strict):
     """The content of `policy.json`."""
 
     schema_version: Literal[1] = 1
@@ -105,23 +108,10 @@ def load_policy(path: str | Path) -> PolicyBundle:
         BundleError: folder or file missing, hash wrong, a name that leaves the folder, or a schema not understood.
     """
     folder = Path(path).expanduser()
-    source = folder / MANIFEST
-    if not source.is_file():
-        raise BundleError(f"{folder}: no {MANIFEST} there; give the folder of a policy, as `v2r export` writes it")
-    raw = source.read_bytes()
-    try:
-        manifest = PolicyManifest.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{source}: {where or 'file'}: {first['msg']}; export the policy again") from error
+    manifest, sha256 = read_manifest(folder, MANIFEST, PolicyManifest, "policy")
     needed = {name for name in (manifest.actor, manifest.encoder) if name}
-    if missing := needed - set(manifest.files):
-        raise BundleError(f"{source}: {sorted(missing)} used but not listed under files; export the policy again")
-    root = folder.resolve()
-    for name, spec in manifest.files.items():
-        check_file(root, name, spec)
-    return PolicyBundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+    check_files(folder, MANIFEST, manifest.files, needed, "policy")
+    return PolicyBundle(folder, manifest, sha256)
 
 
 def check_frames(seed: int, size: int, frame_stack: int) -> NDArray[np.uint8]:
@@ -339,9 +329,7 @@ def write_policy(
     files = describe_files(out, [*graphs, CARD])
     manifest = PolicyManifest.model_validate({**manifest.model_dump(), "check": check, "files": files})
     Policy(PolicyBundle(out, manifest, ""), providers=("cpu",))
-    partial = out / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
-    partial.replace(out / MANIFEST)
+    write_manifest_file(out, MANIFEST, manifest)
     return load_policy(out)
 
 

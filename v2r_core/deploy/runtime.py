@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from v2r_core.deploy.bundle import Bundle, BundleError, NetworkSpec, Precision
+from v2r_core.deploy.bundle import Bundle, NetworkSpec, Precision
+from v2r_core.deploy.folder import BundleError
 from v2r_core.deploy.gpu import gpu_name, tensorrt_version
 
 _log = logging.getLogger(__name__)

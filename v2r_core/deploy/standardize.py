@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from v2r_core.deploy.bundle import Bundle, BundleError, describe_files, load_bundle, write_manifest
+from v2r_core.deploy.bundle import Bundle, load_bundle, write_manifest
 from v2r_core.deploy.card import CARD, write_card
+from v2r_core.deploy.folder import BundleError, describe_files
 
 
 def write_standard(bundle: Bundle, mean: float, std: float, count: int) -> Bundle:

@@ -6,10 +6,10 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,12 @@ from v2r_core.deploy.runtime import NetworkSession, Session
 from v2r_core.rewards import EmbeddingReward, make_reward
 from v2r_core.rewards.baselines import pixel_embedding
 from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_from_images, load_goal, thinned_frames
-from v2r_core.rewards.reward import Embed, RewardCurve, RewardKind, RewardSample
+from v2r_core.rewards.reward import Embed, Network, RewardCurve, RewardKind, RewardSample
 from v2r_core.rewards.uvd import decompose
 from v2r_core.video.resize import Frame, resize_frame
 from v2r_core.video.video import mean_rate
+
+ItemT = TypeVar("ItemT")
 
 View = Frame | tuple[Frame, ...]
 """What is seen at one moment: a frame, or one frame of each camera."""
@@ -104,6 +106,7 @@ class Scorer:
         threads: int = 1,
         cameras: int = 1,
         paced: bool = False,
+        through: Callable[[str, Network], Network] | None = None,
     ) -> None:
         """Loads encoder and, where the bundle has one, goal.
 
@@ -117,6 +120,8 @@ class Scorer:
             cameras: number of cameras; the reward's parameter of that name says how their distances become one.
             paced: frames will come `period` apart, as on a robot, where the caller leaves out what comes between. Else
                 they come as the videos of the training have them, and windows take every so manieth of them.
+            through: given the encoder and every network by name, returns what is to be asked in its stead; it answers
+                the same, e.g. out of a journal.
 
         Raises:
             BundleError, ProviderError: see `Session`.
@@ -127,20 +132,25 @@ class Scorer:
         self.cameras = cameras
         self.session = Session(bundle, precision, providers, threads, DEFAULT_BATCH * cameras)
         self.reward_name: str = reward or spec.name
-        self._embed: Embed = pixel_embedding if self.reward_name == "pixel" else self.session
         own = self.reward_name == spec.name
-        networks = {name: NetworkSession(bundle, name, providers, threads) for name in bundle.manifest.networks if own}
-        chosen = {**(spec.parameters if own else {}), **(parameters or {})}
+        networks: dict[str, Network] = {
+            name: NetworkSession(bundle, name, providers, threads) for name in bundle.manifest.networks if own
+        }
+        self._embed: Embed = pixel_embedding if self.reward_name == "pixel" else self.session
+        if through is not None:
+            self._embed = through("encoder", self._embed)
+            networks = {name: through(name, network) for name, network in networks.items()}
+        chosen: dict[str, Any] = {**(spec.parameters if own else {}), **(parameters or {})}
         self.period = 1 / spec.rate if own and spec.rate else None
         if paced and self.period is not None:
             chosen["stride"] = 1
         tensors = bundle.tensors() if own else {}
 
-        def make(changes: Mapping[str, float | int | str | bool]) -> EmbeddingReward:
-            return make_reward(self.reward_name, self._embed, {**chosen, **changes}, networks=networks, tensors=tensors)
+        def make() -> EmbeddingReward:
+            return make_reward(self.reward_name, self._embed, self._parameters, networks=networks, tensors=tensors)
 
-        self._make, self._stride = make, chosen.get("stride")
-        self.reward = make({})
+        self._make, self._parameters = make, chosen
+        self.reward = make()
         self.goal: Goal | None = None
         self._newest: NDArray[np.float32] | None = None
         if bundle.manifest.goal and self.reward_name != "pixel":
@@ -152,14 +162,14 @@ class Scorer:
 
     def embed(self, frames: Iterable[View], batch: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Embeddings, float32 (T, C, D), of frames of any size; decoding and encoding overlap."""
-        rows = [self._embed_views(group) for group in self._prepared(frames, batch)]
+        rows = [self.encode(group) for group in self._prepared(frames, batch)]
         if not rows:
             raise ValueError("no frames to embed; give a video with at least one frame")
         return np.concatenate(rows)
 
     def _prepared(self, frames: Iterable[View], batch: int) -> Iterator[list[Frame]]:
         """Groups of prepared views, each uint8 (C, S, S, 3), made ahead of time in a thread."""
-        return _groups(_ahead(self._prepare_view(view) for view in frames), batch)
+        return groups(ahead(self._prepare_view(view) for view in frames), batch)
 
     def _prepare_view(self, view: View) -> Frame:
         each = view if isinstance(view, tuple) else (view,)
@@ -167,7 +177,8 @@ class Scorer:
             raise ValueError(f"{len(each)} frames at one moment for {self.cameras} cameras; give one of each camera")
         return np.stack([self.prepare(frame) for frame in each])
 
-    def _embed_views(self, views: list[Frame]) -> NDArray[np.float32]:
+    def encode(self, views: list[Frame]) -> NDArray[np.float32]:
+        """Embeddings, float32 (N, C, D), of prepared views, each uint8 (C, S, S, 3)."""
         return self._embed(np.concatenate(views)).reshape(len(views), self.cameras, -1)
 
     def goal_from_frames(self, frames: Iterable[View], name: str) -> Goal:
@@ -210,6 +221,23 @@ class Scorer:
         self.reward.reset(goal)
         self.goal = goal
 
+    def drop_goal(self) -> None:
+        """Takes the goal out of force; a reward that needs one scores nothing until the next one is set."""
+        self.goal = None
+
+    def set_shape(self, scale: float, clip: float | None) -> None:
+        """Changes factor and bound of the reward from the next frame on; they outlive a change of the videos' rate.
+
+        Args:
+            scale: factor on the reward, above 0.
+            clip: the scaled reward is limited to [-clip, clip]; above 0, None for no limit.
+
+        Raises:
+            ValueError: a number out of its range; nothing is changed.
+        """
+        self.reward.set_shape(scale, clip)
+        self._parameters |= {"scale": scale, "clip": clip}
+
     def reset(self) -> None:
         """Starts an episode with the goal in force."""
         self.reward.reset()
@@ -220,7 +248,11 @@ class Scorer:
         Raises:
             NoGoalError: the reward needs a goal and has none.
         """
-        (self._newest,) = self._embed_views([self._prepare_view(view)])
+        return self.step_encoded(self.encode([self._prepare_view(view)])[0])
+
+    def step_encoded(self, embedding: NDArray[np.float32]) -> tuple[RewardSample, Status]:
+        """What `step` says of a view with that embedding, float32 (C, D); see `encode`."""
+        self._newest = embedding
         self._need_goal()
         return judge(self.reward.observe(self._newest), self.reward.kind)
 
@@ -256,7 +288,7 @@ class Scorer:
         start = time.perf_counter()
         for group in self._prepared(video, batch):
             before = time.perf_counter()
-            embeddings = self._embed_views(group)
+            embeddings = self.encode(group)
             encoding += time.perf_counter() - before
             for each in self.reward.observe_many(embeddings):
                 sample, status = judge(each, self.reward.kind)
@@ -283,8 +315,9 @@ class Scorer:
                 f"the video has {fps:.3g} frames/s, a window of {self.reward_name!r} wants {1 / self.period:.3g}; "
                 "give a video with more, or train with a larger stride"
             )
-        if stride != self._stride:
-            self.reward, self._stride = self._make({"stride": stride}), stride
+        if stride != self._parameters.get("stride"):
+            self._parameters["stride"] = stride
+            self.reward = self._make()
 
     def _need_goal(self) -> None:
         if self.reward.needs_goal and self.goal is None:
@@ -327,10 +360,11 @@ def judge(sample: RewardSample, kind: RewardKind = "value") -> tuple[RewardSampl
     return sample, Status.OK if np.isfinite(sample.reward) else Status.WARMING_UP
 
 
-def _groups(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    group: list[Frame] = []
-    for frame in frames:
-        group.append(frame)
+def groups(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
+    """Lists of `size` items each, in their order; the last one may be shorter."""
+    group: list[ItemT] = []
+    for item in items:
+        group.append(item)
         if len(group) == size:
             yield group
             group = []
@@ -338,12 +372,12 @@ def _groups(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
         yield group
 
 
-def _ahead(frames: Iterable[Frame]) -> Iterator[Frame]:
+def ahead(items: Iterable[ItemT]) -> Generator[ItemT, None, None]:
     """Runs an iterator in a thread of its own, a bounded number of frames ahead; its exceptions arrive here."""
-    ready: queue.Queue[Frame | BaseException | None] = queue.Queue(QUEUE_FRAMES)
+    ready: queue.Queue[ItemT | BaseException | None] = queue.Queue(QUEUE_FRAMES)
     stop = threading.Event()
 
-    def put(item: Frame | BaseException | None) -> bool:
+    def put(item: ItemT | BaseException | None) -> bool:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -354,8 +388,8 @@ def _ahead(frames: Iterable[Frame]) -> Iterator[Frame]:
 
     def produce() -> None:
         try:
-            for frame in frames:
-                if not put(frame):
+            for item in items:
+                if not put(item):
                     return
             put(None)
         except BaseException as error:  # handed to the consumer, which raises it

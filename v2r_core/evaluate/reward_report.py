@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.text import Text
 
 from v2r_core.evaluate.metrics import episode_score, last_progress
 from v2r_core.evaluate.reward_plan import Plan, SuiteOptions
@@ -22,6 +22,8 @@ from v2r_core.evaluate.reward_suite import ModelRun
 FORMAT = 1
 DIGITS = 6
 SOFTWARE = ("v2r-ros", "numpy", "scipy", "scikit-learn", "onnxruntime", "torch", "mujoco", "metaworld")
+_NAME_WIDTH = 20
+"""Longest model name on one line of the terminal."""
 
 
 @dataclass(frozen=True)
@@ -134,29 +136,81 @@ def show(row: Row, interval: bool = True) -> str:
     return text + (f" ({estimate.undefined} undefined)" if estimate.undefined else "")
 
 
-def terminal_table(report: RewardReport) -> Table:
-    """A line a metric, a column a model; intervals for rewards, not for controls, so that it fits a terminal."""
-    table = Table(
-        title=f"rewards on {report.data}, {len(report.plan.episodes)} episodes", box=None, padding=(0, 1, 0, 0)
-    )
-    table.add_column("metric", no_wrap=True)
-    for model in report.models:
-        table.add_column(model.run.model.name, justify="right", no_wrap=not model.control)
-    section = ""
+def terminal_lines(report: RewardReport, width: int) -> Text:
+    """A line a metric, a column a model: as many models beside each other as fit, the others below.
+
+    Intervals are for rewards, not for controls.
+
+    Args:
+        report: what was measured.
+        width: of the terminal, in characters.
+    """
+    rows = lined_up(report.models)
     reasons: list[str] = []
-    for rows in lined_up(report.models):
-        if rows[0].section != section:
-            section = rows[0].section
-            table.add_row(f"[bold]{section}")
-        cells = [
-            _mark(row.why_not, reasons) if row.why_not else show(row, interval=not model.control)
-            for row, model in zip(rows, report.models, strict=True)
-        ]
-        table.add_row(" " + rows[0].key, *cells)
+    columns = []
+    for place, model in enumerate(report.models):
+        cells = [_cell(line[place], reasons, interval=not model.control) for line in rows]
+        columns.append(_Column(model.run.model.name, cells))
+    first = [line[0] for line in rows]
+    margin = 1 + max(len(row.key) for row in first)
+    text = Text(f"rewards on {report.data}, {len(report.plan.episodes)} episodes\n\n", no_wrap=True, overflow="fold")
+    for group in _side_by_side(columns, width - margin):
+        _append_table(text, first, margin, group)
     notes = [f"({place}) {why}" for place, why in enumerate(reasons, 1)]
-    table.caption = "\n".join([*notes, "report.html says what each metric is"])
-    table.caption_justify = "left"
-    return table
+    return text.append("\n".join([*notes, "report.html says what each metric is"]))
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A model in the terminal: name and cells."""
+
+    name: str
+    cells: list[str]
+
+    @property
+    def width(self) -> int:
+        """Cells are never broken, longer names are; two spaces before them."""
+        return 2 + max(min(len(self.name), _NAME_WIDTH), *map(len, self.cells))
+
+    def head(self) -> list[str]:
+        """The name in pieces."""
+        room = self.width - 2
+        return [self.name[start : start + room] for start in range(0, len(self.name), room)]
+
+
+def _side_by_side(columns: list[_Column], room: int) -> list[list[_Column]]:
+    """Columns in their order, in groups that fit into the room; at least one each."""
+    groups: list[list[_Column]] = []
+    left = 0
+    for column in columns:
+        if not groups or column.width > left:
+            groups.append([])
+            left = room
+        groups[-1].append(column)
+        left -= column.width
+    return groups
+
+
+def _append_table(text: Text, rows: Sequence[Row], margin: int, columns: list[_Column]) -> None:
+    def append(begin: str, cells: Sequence[str], style: str = "") -> None:
+        justified = (cell.rjust(column.width) for cell, column in zip(cells, columns, strict=True))
+        text.append(begin.ljust(margin) + "".join(justified) + "\n", style)
+
+    heads = [column.head() for column in columns]
+    height = max(map(len, heads))
+    for line in zip(*([""] * (height - len(head)) + head for head in heads), strict=True):
+        append("", line, "bold")
+    section = ""
+    for place, row in enumerate(rows):
+        if row.section != section:
+            section = row.section
+            text.append(f"{section}\n", "bold")
+        append(f" {row.key}", [column.cells[place] for column in columns])
+    text.append("\n")
+
+
+def _cell(row: Row, reasons: list[str], interval: bool) -> str:
+    return _mark(row.why_not, reasons) if row.why_not else show(row, interval)
 
 
 def lined_up(models: Sequence[ModelReport]) -> list[tuple[Row, ...]]:

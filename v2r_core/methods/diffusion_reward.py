@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -25,17 +24,9 @@ from v2r_core.methods.diffusion_reward_recipe import (
     DiffusionRewardRecipe,
 )
 from v2r_core.methods.diffusion_reward_release import HEADS, load_released
-from v2r_core.methods.method import (
-    Batch,
-    FrozenPart,
-    Horizon,
-    Method,
-    NetworkExport,
-    RewardExport,
-    Step,
-)
+from v2r_core.methods.method import Batch, Horizon, NetworkExport, RewardExport, Step
 from v2r_core.methods.runs import method_of_run
-from v2r_core.methods.tokenizer import DistanceMoments, frozen_tokenizer, latent_encoder, split_rows, to_levels
+from v2r_core.methods.tokenizer import CodesMethod, latent_encoder, split_rows
 from v2r_core.nn.denoiser import DiffusionModel
 from v2r_core.nn.denoiser_fold import FoldedDenoiser
 from v2r_core.nn.discrete_diffusion import (
@@ -47,7 +38,7 @@ from v2r_core.nn.discrete_diffusion import (
     weighted_losses,
 )
 from v2r_core.nn.distributed import gather
-from v2r_core.nn.ema import copy_for_ema, ema_update
+from v2r_core.nn.ema import ema_update
 from v2r_core.nn.taming_vqgan import TamingVQGAN
 from v2r_core.video.augment import whole_view
 from v2r_core.video.clips import DataSpec
@@ -75,7 +66,7 @@ class DiffusionNoise:
         }
 
 
-class DiffusionRewardMethod(Method):
+class DiffusionRewardMethod(CodesMethod):
     """Trains the video model of Diffusion Reward.
 
     Args:
@@ -85,22 +76,13 @@ class DiffusionRewardMethod(Method):
 
     name = "diffusion-reward"
     recipe_type = DiffusionRewardRecipe
+    model: DiffusionModel
+    average: DiffusionModel
 
     def __init__(self, recipe: DiffusionRewardRecipe, horizon: Horizon) -> None:
-        super().__init__(recipe, horizon)
+        tokenizer = TamingVQGAN(recipe.tokenizer_config())
+        super().__init__(recipe, horizon, tokenizer, DiffusionModel(recipe.denoiser_config()))
         self.recipe = recipe
-        self.tokenizer = TamingVQGAN(recipe.tokenizer_config()).requires_grad_(False)
-        self.model = DiffusionModel(recipe.denoiser_config())
-        self.average = copy_for_ema(self.model)
-        self.distances = DistanceMoments()
-        self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """Tokenizer and average stay in evaluation mode."""
-        super().train(mode)
-        self.tokenizer.eval()
-        self.average.eval()
-        return self
 
     @staticmethod
     def data(recipe: DiffusionRewardRecipe) -> DataSpec:
@@ -124,10 +106,6 @@ class DiffusionRewardMethod(Method):
             if theirs != ours:
                 raise ValueError(f"{source}: its {name} is {theirs}, the recipe's {ours}; set {name} to {theirs}")
         load_strict(self.tokenizer, found.state_dict(), str(source))
-
-    def frozen(self) -> FrozenPart:
-        """The tokenizer: a frame becomes its codes and their distance, see `methods.tokenizer.token_rows`."""
-        return frozen_tokenizer(self.tokenizer)
 
     def loss(self, batch: Batch, step: int) -> Step:
         """Bound of the next frame's log-likelihood at one step of the noise, and the auxiliary loss (section 4.1).
@@ -198,8 +176,7 @@ class DiffusionRewardMethod(Method):
         t = torch.full_like(masks[:, 0], self.recipe.diffusion_steps - 1)
         likely = self.average(masks, t, codes[:, :CONDITION_FRAMES].flatten(1)).argmax(dim=1)
         shown = torch.cat([codes, likely[:, None]], dim=1)
-        images = self.tokenizer.decode_codes(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
-        return to_levels(images).transpose(1, 2).flatten(2, 3).flatten(0, 1).cpu().numpy()
+        return self.draw_codes(shown)
 
     def encoder(self) -> Encoder:
         """Frames to latents before quantisation, (N, L Z), row-major, Z fastest."""
@@ -235,10 +212,7 @@ class DiffusionRewardMethod(Method):
                 "stride": recipe.stride,
             },
             networks={"denoiser": NetworkExport(FoldedDenoiser(self.average).eval(), inputs, "log_x0")},
-            tensors={
-                "codebook": self.tokenizer.codebook.detach().cpu().numpy(),
-                "quantization_threshold": np.array(self.distances.threshold, np.float32),
-            },
+            tensors=self.code_tensors(),
         )
 
 

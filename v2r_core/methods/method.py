@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -172,6 +172,16 @@ class Method(nn.Module, abc.ABC):
         """Reads the weights that the recipe names, if any.
 
         Called once, before the first step of a run; not when it goes on, or when it is loaded after training.
+        """
+
+    def check_videos(self, videos: Sequence[str]) -> None:
+        """Refuses videos that the recipe's settings do not fit; called once, before the first step of every run.
+
+        Args:
+            videos: all that examples come from, by the paths that `names` of a batch have.
+
+        Raises:
+            ValueError: a setting speaks of videos that are not there.
         """
 
     @abc.abstractmethod

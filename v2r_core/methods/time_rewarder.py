@@ -27,6 +27,8 @@ from v2r_core.methods.method import Batch, Horizon, NetworkExport, RewardExport,
 from v2r_core.video.augment import vip_view
 from v2r_core.video.clips import DataSpec
 
+SHOWN_VIDEOS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimeRewarderRecipe(BackboneRecipe):
@@ -102,6 +104,15 @@ class TimeRewarder(BackboneMethod):
             views=(vip_view(recipe.size or 224),), frames=3, picker=picker, samples=recipe.samples, shortest=2
         )
 
+    def check_videos(self, videos: Sequence[str]) -> None:
+        """Refuses a pattern of `negatives` that no video matches: its videos would be learned from as successes."""
+        for pattern in self.recipe.negatives:
+            if not any(_matches(video, pattern) for video in videos):
+                raise ValueError(
+                    f"negatives: no video matches {pattern!r}; patterns are for whole paths or names, and the videos "
+                    f"are {_some(videos)}"
+                )
+
     def loss(self, batch: Batch, step: int) -> Step:
         """Cross-entropy of the distances of all pairs.
 
@@ -138,7 +149,7 @@ class TimeRewarder(BackboneMethod):
 
     def _leads_nowhere(self, name: str) -> bool:
         video = name.rpartition("#")[0]
-        return any(fnmatch(part, pattern) for pattern in self.recipe.negatives for part in (video, Path(video).name))
+        return any(_matches(video, pattern) for pattern in self.recipe.negatives)
 
     def encoder(self) -> Encoder:
         """What one frame becomes before two are compared."""
@@ -206,6 +217,17 @@ class PairPicker:
         if rng.random() < 0.5:
             pair.reverse()
         return [*pair, frames - 1]
+
+
+def _matches(video: str, pattern: str) -> bool:
+    return fnmatch(video, pattern) or fnmatch(Path(video).name, pattern)
+
+
+def _some(videos: Sequence[str]) -> str:
+    """Some of the videos, from the first to the last, so that those of several folders are among them."""
+    chosen = [videos[place] for place in sorted({*np.linspace(0, len(videos) - 1, SHOWN_VIDEOS).astype(int).tolist()})]
+    rest = len(videos) - len(chosen)
+    return ", ".join(chosen) + (f" and {rest} more" if rest else "")
 
 
 def bin_centres(bins: int) -> Tensor:

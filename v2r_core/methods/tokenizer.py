@@ -3,17 +3,67 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from v2r_core.encoders.encoder import Encoder, WeightsInfo
-from v2r_core.methods.method import FrozenPart
+from v2r_core.methods.method import FrozenPart, Horizon, Method, Recipe
+from v2r_core.nn.ema import copy_for_ema
 from v2r_core.nn.vqgan import VQGAN, quantization_rms
 from v2r_core.video.resize import Preprocess
 
 OUTLIER_DEVIATIONS = 6.0
 """Standard deviations above the mean distance of training frames from which on a frame is out of distribution."""
+
+
+class CodesMethod(Method):
+    """A model of the codes of a VQ-GAN, which stays as it is.
+
+    Args:
+        recipe: the settings.
+        horizon: how long the training is.
+        tokenizer: the VQ-GAN.
+        model: what is trained, and averaged.
+    """
+
+    def __init__(self, recipe: Recipe, horizon: Horizon, tokenizer: VQGAN, model: nn.Module) -> None:
+        super().__init__(recipe, horizon)
+        self.tokenizer = tokenizer.requires_grad_(False)
+        self.model = model
+        self.average = copy_for_ema(model)
+        self.distances = DistanceMoments()
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Tokenizer and average stay in evaluation mode."""
+        super().train(mode)
+        self.tokenizer.eval()
+        self.average.eval()
+        return self
+
+    def frozen(self) -> FrozenPart:
+        """The tokenizer: a frame becomes its codes and their distance, see `token_rows`; `split_rows` parts them."""
+        return frozen_tokenizer(self.tokenizer)
+
+    def draw_codes(self, codes: Tensor) -> NDArray[np.uint8]:
+        """Codes (R, T, L) as the tokenizer draws them: R rows of T frames, uint8 RGB (S * R, S * T, 3)."""
+        images = to_levels(self.tokenizer.decode_codes(codes.flatten(0, 1))).unflatten(0, codes.shape[:2])
+        return images.transpose(1, 2).flatten(2, 3).flatten(0, 1).cpu().numpy()
+
+    def code_tensors(self) -> dict[str, NDArray[Any]]:
+        """What a reward needs to find the codes of a frame, and to tell a frame that has none that fit.
+
+        Raises:
+            ValueError: not trained yet.
+        """
+        return {
+            "codebook": self.tokenizer.codebook.detach().cpu().numpy(),
+            "quantization_threshold": np.array(self.distances.threshold, np.float32),
+        }
 
 
 class FlatLatents(nn.Module):

@@ -21,20 +21,11 @@ from torch.nn import functional
 
 from v2r_core.encoders.checkpoints import load_strict, read_run_state
 from v2r_core.encoders.encoder import Encoder
-from v2r_core.methods.method import (
-    Batch,
-    FrozenPart,
-    Horizon,
-    Method,
-    NetworkExport,
-    Recipe,
-    RewardExport,
-    Step,
-)
+from v2r_core.methods.method import Batch, Horizon, NetworkExport, Recipe, RewardExport, Step
 from v2r_core.methods.runs import read_run, recipe_of
-from v2r_core.methods.tokenizer import DistanceMoments, frozen_tokenizer, latent_encoder, split_rows, to_levels
+from v2r_core.methods.tokenizer import CodesMethod, latent_encoder, split_rows
 from v2r_core.methods.vqgan import VQGANRecipe, build_tokenizer
-from v2r_core.nn.ema import copy_for_ema, ema_update
+from v2r_core.nn.ema import ema_update
 from v2r_core.nn.video_gpt import Likelihood, VideoGPT, VideoGPTConfig, token_log_probs
 from v2r_core.nn.vqgan import VQGAN
 from v2r_core.video.augment import whole_view
@@ -114,7 +105,7 @@ class ViperRecipe(Recipe):
         return {"paper": cls.paper(), "paper-atari": cls.paper_atari(), "tiny": cls.tiny()}
 
 
-class Viper(Method):
+class Viper(CodesMethod):
     """Trains the video model of VIPER.
 
     Args:
@@ -128,22 +119,13 @@ class Viper(Method):
     name = "viper"
     recipe_type = ViperRecipe
     labels = "optional"
+    model: VideoGPT
+    average: VideoGPT
 
     def __init__(self, recipe: ViperRecipe, horizon: Horizon) -> None:
-        super().__init__(recipe, horizon)
+        tokenizer = _fresh_tokenizer(recipe.tokenizer)
+        super().__init__(recipe, horizon, tokenizer, VideoGPT(_config(recipe, tokenizer)))
         self.recipe = recipe
-        self.tokenizer = _fresh_tokenizer(recipe.tokenizer).requires_grad_(False)
-        self.model = VideoGPT(_config(recipe, self.tokenizer))
-        self.average = copy_for_ema(self.model)
-        self.distances = DistanceMoments()
-        self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """Tokenizer and average stay in evaluation mode."""
-        super().train(mode)
-        self.tokenizer.eval()
-        self.average.eval()
-        return self
 
     @staticmethod
     def data(recipe: ViperRecipe) -> DataSpec:
@@ -160,10 +142,6 @@ class Viper(Method):
         state = read_run_state(Path(self.recipe.tokenizer).expanduser())
         kept = {key.removeprefix(_TOKENIZER): value for key, value in state.items() if key.startswith(_TOKENIZER)}
         load_strict(self.tokenizer, kept, self.recipe.tokenizer)
-
-    def frozen(self) -> FrozenPart:
-        """The tokenizer: a frame becomes its codes and their distance, float32 (N, L + 1), see `split_rows`."""
-        return frozen_tokenizer(self.tokenizer)
 
     def loss(self, batch: Batch, step: int) -> Step:
         """Mean negative log-likelihood of a token, in nats.
@@ -228,8 +206,7 @@ class Viper(Method):
         chosen = None if labels is None else labels[:PICTURE_ROWS]
         likely = self.average(functional.embedding(codes, self.tokenizer.codebook), chosen).argmax(dim=-1)
         rows = torch.stack([codes, likely], dim=1).flatten(0, 1)
-        images = to_levels(self.tokenizer.decode_codes(rows.flatten(0, 1))).unflatten(0, rows.shape[:2])
-        return images.transpose(1, 2).flatten(2, 3).flatten(0, 1).cpu().numpy()
+        return self.draw_codes(rows)
 
     def encoder(self) -> Encoder:
         """Frames to latents before quantisation, (N, h * w * z), row-major, z fastest."""
@@ -258,10 +235,7 @@ class Viper(Method):
                 "classes": recipe.classes,
             },
             networks={"likelihood": NetworkExport(Likelihood(self.average, codebook).eval(), inputs, "log_prob")},
-            tensors={
-                "codebook": codebook.cpu().numpy(),
-                "quantization_threshold": np.array(self.distances.threshold, np.float32),
-            },
+            tensors=self.code_tensors(),
         )
 
 

@@ -78,6 +78,7 @@ def train(
     # The same weights on every process; different dropout afterwards.
     torch.manual_seed(options.seed)
     method = method_type(recipe, horizon)
+    method.check_videos([source.path for source in dataset.sources])
     if not (options.resume and checkpoint.list_checkpoints(run)):
         method.begin()
     record = new_record(method_name, recipe, horizon, dataset)

@@ -48,9 +48,9 @@ class BagVideo:
 
     def __init__(self, path: Path, topic: str | None = None) -> None:
         self._path = path
-        self._reader = _open(path)
+        self._reader = open_bag(path)
         try:
-            self._connections = _choose(path, self._reader.connections, topic)
+            self._connections = choose_connections(path, self._reader.connections, topic)
             self._type = self._connections[0].msgtype
             self._topic = self._connections[0].topic
             self.name = f"{path.name}:{self._topic}"
@@ -84,7 +84,7 @@ class BagVideo:
         if not self._reader.is_open:
             raise VideoError(f"{self.name}: closed; open it again")
         # A reader of its own: one that two loops share would mix up its position in a file without chunks.
-        with closing(_open(self._path)) as reader:
+        with closing(open_bag(self._path)) as reader:
             connections = [connection for connection in reader.connections if connection.topic == self._topic]
             for index, (_, _, data) in enumerate(reader.messages(connections=connections)):
                 yield self._decode(index, data)
@@ -135,7 +135,7 @@ class BagVideo:
 
     def _decode(self, index: int, data: bytes) -> Frame:
         try:
-            frame = _frame(data, self._type)
+            frame = image_frame(data, self._type)
         except ImageError as error:
             raise VideoError(f"{self.name}: frame {index}: {error}") from error
         except Exception as error:
@@ -146,7 +146,8 @@ class BagVideo:
         return frame
 
 
-def _open(path: Path) -> Reader:
+def open_bag(path: Path) -> Reader:
+    """An open reader of a bag's folder, or of one of its files. Raises VideoError if there is no readable bag."""
     try:
         reader = Reader(path)
         reader.open()
@@ -155,7 +156,12 @@ def _open(path: Path) -> Reader:
     return reader
 
 
-def _choose(path: Path, connections: list[Connection], topic: str | None) -> list[Connection]:
+def choose_connections(path: Path, connections: list[Connection], topic: str | None) -> list[Connection]:
+    """Those of the connections that carry an image topic: a named one, or with None the only one.
+
+    Raises:
+        VideoError: no such topic, or none or several; the message lists those there are.
+    """
     types = {connection.topic: connection.msgtype for connection in connections}
     images = sorted(name for name, kind in types.items() if kind in (RAW, COMPRESSED))
     listed = ", ".join(f"{name} ({kind})" for name, kind in sorted(types.items())) or "none"
@@ -180,7 +186,12 @@ def _header_stamp(data: bytes) -> float:
     return float(seconds) + float(nanoseconds) * 1e-9
 
 
-def _frame(data: bytes, msgtype: str) -> Frame:
+def image_frame(data: bytes, msgtype: str) -> Frame:
+    """The pixels, uint8 RGB (H, W, 3), of a serialised message of type `RAW` or `COMPRESSED`.
+
+    Raises:
+        ImageError: see `image_to_rgb` and `decode_compressed`. A damaged message raises errors of many other types.
+    """
     message = _TYPES.deserialize_cdr(data, msgtype)
     if msgtype == COMPRESSED:
         return decode_compressed(message.data)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Which images of a camera are a policy's turn, so that it sees the world at the rate of its training."""
+"""Which images have their turn, so that policies and rewards see the world at the rate of their training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import deque
 
 from v2r_core.deploy.stream import frames_apart
 
+# A stamp that goes back by more than this is a restarted stream (a bag that loops, a simulator that was reset);
+# by less it is an image that came too late.
 RESTART_NS = 1_000_000_000
 INTERVALS = 8
 
@@ -28,6 +30,20 @@ class Pacer:
         """The next image is let through, whenever it comes."""
         self._due_ns = 0
 
+    def late(self, moment_ns: int) -> bool:
+        """Whether an image of that stamp is no newer than the one that had its turn last."""
+        return -RESTART_NS < moment_ns - self._due_ns <= 0
+
+    def give_back(self, moment_ns: int, before_ns: int) -> None:
+        """The turn of the image of that stamp was of no use, unless another one had its turn since.
+
+        Args:
+            moment_ns: its stamp.
+            before_ns: that of the last image whose turn was of use; the next one is due a period after it.
+        """
+        if self._due_ns == moment_ns:
+            self._due_ns = before_ns
+
     def due(self, moment_ns: int) -> bool:
         """Whether the image of that stamp (or time of arrival, where it has none) has its turn; call it with each."""
         since_camera = moment_ns - self._camera_ns
@@ -44,7 +60,8 @@ class Pacer:
             interval = sorted(self._intervals)[len(self._intervals) // 4]
             apart = frames_apart(interval * 1e-9, self._period)
             self.too_slow = apart == 0
-            if round((moment_ns - self._due_ns) / interval) < apart:
+            # What is due after a later moment was given back by a stream that has been restarted since.
+            if 0 <= round((moment_ns - self._due_ns) / interval) < apart:
                 return False
         self._due_ns = moment_ns
         return True

@@ -1,0 +1,1 @@
+"""Rewards for data that is already recorded."""
