@@ -23,7 +23,7 @@ run_time = [
     "pydantic>=2",
     "pyyaml",
     "rich",
-    "rosbags>=0.10",
+    "rosbags>=0.11",
     "safetensors",
     "tyro",
 ]
@@ -67,6 +67,7 @@ bench = ["lightly"]
 dev = [
     "hypothesis",
     "import-linter",
+    "mcap",
     "mypy",
     "psutil",
     "pytest",

@@ -69,6 +69,7 @@ def test_tutorial_runs_as_written(tmp_path: Path) -> None:
     assert (tour / "uvd" / "overlay.mp4").stat().st_size > 10_000
     assert (tour / "subgoals" / "subgoals.png").is_file()
     assert (tour / "demo" / "reward.png").is_file()
+    assert (tour / "labelled" / "metadata.yaml").read_text().count("/labels/reward") == 1
 
 
 @pytest.mark.slow
