@@ -9,6 +9,7 @@ from threading import Event
 from typing import Generic, Protocol, TypeVar
 
 import rclpy
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -43,6 +44,10 @@ def run(make: Callable[[], Node], args: list[str] | None = None) -> int:
                 node.get_logger().error(f"a callback failed:\n{traceback.format_exc()}")
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RCLError:
+        # A signal that comes while the node is made takes the context away from under whatever is made next.
+        if rclpy.ok():
+            raise
     except (ValueError, OSError, ParameterException) as error:
         if rclpy.ok():
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)

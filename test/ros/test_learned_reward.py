@@ -59,7 +59,9 @@ def play(node: NodeUnderTest, frames: list[np.ndarray], period: float, start: fl
 
 
 def diagnosed(node: NodeUnderTest) -> tuple[str, dict[str, str]]:
-    """Message and values of the newest diagnostics."""
+    """Message and values of the newest diagnostics; nothing before the first ones."""
+    if not node.diagnostics:
+        return "", {}
     newest = node.diagnostics[-1].status[0]
     return newest.message, {pair.key: pair.value for pair in newest.values}
 
