@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_bundle import SIZE, write_tiny_bundle
+from tiny_policy import MARK, blob
 
 from v2r_core.deploy.policy import Policy, check_frames
 from v2r_core.encoders.checkpoints import CheckpointError
+from v2r_core.rl import loop
 from v2r_core.rl.drqv2_recipe import DrQv2Recipe
+from v2r_core.rl.envs import EnvironmentFailure
+from v2r_core.rl.evaluation import EVALUATION_SEEDS, Evaluator
 from v2r_core.rl.export import export_policy
 from v2r_core.rl.loop import RlError, train
-from v2r_core.rl.observation import EmbeddingObserver
+from v2r_core.rl.observation import EmbeddingObserver, PixelObserver
 from v2r_core.rl.options import RlOptions, Task
 from v2r_core.rl.replay import ReplayStore
 from v2r_core.rl.replay_files import Layout
+from v2r_core.rl.rollouts import Rollouts
 from v2r_core.rl.runs import evaluate_run, load_agent, recorded
 from v2r_core.training.checkpoint import latest_checkpoint
 from v2r_core.training.log import read_metrics
@@ -163,3 +170,91 @@ def test_refusals(bundle: Path, tmp_path: Path) -> None:
     for wrong in ({"novelty": 1.5}, {"camera": 4}, {"horizon": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             task_of(bundle, **wrong)
+
+
+def test_environments_that_fail_at_once_end_the_run_with_a_checkpoint(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Failing(Rollouts):
+        def begin(self, seeds: Sequence[int | None]) -> None:
+            made.extend(seed for seed in seeds if seed is not None)
+            if len(made) > 1:  # the first environments start, break in their first episode, and are made again
+                raise EnvironmentFailure("the motor is hot")
+            super().begin(seeds)
+
+    monkeypatch.setattr(loop, "Rollouts", Failing)
+    with pytest.raises(RlError, match="the motor is hot; 3 times in a row"):
+        train(SMALL, task_of(bundle, env="gym:toy_blob:HotBlob-v0"), options_of(), tmp_path / "run")
+    assert len(made) == 3
+    assert latest_checkpoint(tmp_path / "run")
+
+
+def test_an_evaluation_that_fails_is_left_out(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing(Evaluator):
+        def run(self, act: Any) -> Any:
+            raise EnvironmentFailure("the lamp is out")
+
+    monkeypatch.setattr(loop, "Evaluator", Failing)
+    run = train(SMALL, task_of(bundle), options_of(steps=120, eval_every=60), tmp_path / "run")
+    assert capsys.readouterr().err.count("not evaluated: the lamp is out") == 2
+    assert not any("eval/success" in line for line in numbers_of(run))
+    assert numbers_of(run)[-1]["step"] == 120
+
+
+def test_evaluations_do_not_depend_on_who_shares_the_work(bundle: Path, tmp_path: Path) -> None:
+    run = train(SMALL, task_of(bundle), options_of(steps=60), tmp_path / "run")
+    one, _ = evaluate_run(run, 5, workers=1, keep_frames=True)
+    three, _ = evaluate_run(run, 5, workers=3)
+    assert [episode.seed for episode in three.episodes] == list(range(EVALUATION_SEEDS, EVALUATION_SEEDS + 5))
+    assert three.numbers() == pytest.approx(one.numbers(), rel=0, abs=0, nan_ok=True)
+    assert len({episode.dense for episode in three.episodes}) == 5
+    assert [len(episode.frames) for episode in one.episodes] == [21, 0, 0, 0, 0]
+    assert one.episodes[0].frames[0].shape == (48, 48, 3)
+
+
+def test_novelty_is_mixed_as_diffusion_reward_does(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(blob(*MARK)).save(tmp_path / "goal.png")
+
+    def first_line(name: str, **changes: Any) -> dict[str, float | None]:
+        run = train(SMALL, task_of(bundle, **changes), options_of(steps=180), tmp_path / name)
+        learned = [line for line in numbers_of(run) if "batch_reward" in line]
+        return numbers_of(run)[0] | {"batch_reward": learned[0]["batch_reward"]}
+
+    # Nothing is paid but novelty, 1 on average, over three steps that end in one observation.
+    assert first_line("none", reward="none")["batch_reward"] == 0
+    novel = first_line("novel", reward="none", novelty=0.5)["batch_reward"]
+    assert novel is not None and 0.2 < novel < 0.8
+    # What a bundle pays counts 1 - alpha; the first episode is the same, since nothing was learned before it.
+    paid = {"reward": str(bundle), "goal": str(tmp_path / "goal.png")}
+    whole, mixed = first_line("whole", **paid), first_line("mixed", **paid, novelty=0.75)
+    assert whole["return"]
+    assert mixed["return"] == pytest.approx(0.25 * whole["return"], rel=1e-5)
+
+
+def test_pixels_come_to_the_robot_as_they_were_learned_from(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        DrQv2Recipe.preset("tiny-pixels"),
+        size=32,
+        channels=4,
+        hidden_dim=16,
+        batch_size=8,
+        seed_frames=40,
+        exploration_steps=10,
+    )
+    task = Task(BLOB, reward="dense", camera=48, horizon=40)
+    run = train(recipe, task, options_of(steps=120), tmp_path / "run")
+    assert any(line.get("updates") for line in numbers_of(run))
+    policy = Policy(export_policy(run, tmp_path / "policy"), providers=("cpu",))
+    assert policy.bundle.manifest.observation == "pixels"
+    agent, _ = load_agent(run)
+    observe = PixelObserver(32)
+    frames = check_frames(1, 48, 4)
+    rows = [observe(frame) for frame in frames]
+    for count in range(1, len(frames) + 1):
+        seen = rows[max(0, count - 3) : count]
+        stack = np.stack([seen[0]] * (3 - len(seen)) + seen)
+        np.testing.assert_allclose(policy.act(frames[count - 1]), agent.act(stack, 0, evaluate=True), atol=1e-5)

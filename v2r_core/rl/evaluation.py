@@ -67,6 +67,7 @@ class Evaluator:
         self._stack = stack
         self._seeds = [EVALUATION_SEEDS + number for number in range(episodes)]
         self._workers = min(workers, episodes)
+        self._keep_frames = keep_frames
         self._rollouts = Rollouts(setup, self._seeds[: self._workers], keep_frames)
         self._fresh = True
 
@@ -80,6 +81,7 @@ class Evaluator:
         rollouts = self._rollouts
         waiting = list(self._seeds)
         first = [waiting.pop(0) for _ in range(self._workers)]
+        rollouts.filming = self._keep_frames
         if not self._fresh:
             rollouts.begin(first)
         self._fresh = False
@@ -93,6 +95,8 @@ class Evaluator:
             for number, ended in enumerate(over):
                 if ended and active[number]:
                     done.append(rollouts.episodes[number])
+                    # Frames come through a pipe, and only the first episode's are wanted.
+                    rollouts.filming &= number != 0
                     active[number] = bool(waiting)
                 starts.append((waiting.pop(0) if waiting else self._seeds[number]) if ended else None)
             if any(active):

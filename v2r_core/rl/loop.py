@@ -15,8 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from v2r_core.rl.drqv2 import DrQv2Agent
 from v2r_core.rl.drqv2_recipe import DrQv2Recipe
 from v2r_core.rl.envs import EnvironmentFailure
-from v2r_core.rl.evaluation import TRAINING_SEEDS, Evaluation, Evaluator
+from v2r_core.rl.evaluation import TRAINING_SEEDS, Evaluator
 from v2r_core.rl.novelty import make_novelty
 from v2r_core.rl.observation import make_observer
 from v2r_core.rl.offline import fill_from_recordings
@@ -125,11 +124,13 @@ class _Trainer:
             self.began, self.began_at = time.perf_counter(), self.env_steps
             self._pretrain()
             while self.env_steps < last and not stopping:
-                with self._surviving():
+                try:
                     self._step()
+                except EnvironmentFailure as error:
+                    self._replace_environments(error)
                 if options.eval_every and self.env_steps - self.evaluated_at >= options.eval_every:
                     self.evaluated_at += options.eval_every
-                    if self._evaluate().success >= options.stop_at:
+                    if self._evaluate() >= options.stop_at:
                         break
                 if self.env_steps - self.saved_at >= options.save_every and self.env_steps < last:
                     self._save(final=False)
@@ -229,29 +230,38 @@ class _Trainer:
         )
         self.log.step(self.env_steps, numbers, text)
 
-    @contextmanager
-    def _surviving(self) -> Iterator[None]:
-        """An environment that raises loses its episode, not the run."""
-        try:
-            yield
-        except EnvironmentFailure as error:
+    def _replace_environments(self, error: EnvironmentFailure) -> None:
+        """An environment that raises loses the episodes in progress, not the run."""
+        self.rollouts.close()
+        while True:
             self.failures += 1
-            self.rollouts.close()
             if self.failures >= FAILURES:
                 self._save(final=True)
                 raise RlError(
                     f"{error}; {FAILURES} times in a row. The run is saved: repair it, then --resume"
                 ) from error
             self.log.say(f"step {self.env_steps}: {error}; the episodes in progress are lost, going on")
-            self.rollouts = Rollouts(self.setup, [self._next_seed() for _ in range(self.options.envs)])
+            try:
+                self.rollouts = Rollouts(self.setup, [self._next_seed() for _ in range(self.options.envs)])
+                return
+            except EnvironmentFailure as another:
+                error = another
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> float:
+        """Share of successes; NaN if an environment raised, which loses the evaluation, not the run."""
         options, stack = self.options, self.recipe.frame_stack
-        if self.evaluator is None:
-            self.evaluator = Evaluator(self.setup, stack, options.eval_episodes, options.envs, options.video)
-        evaluation = self.evaluator.run(
-            lambda observation: self.agent.act(observation, self.agent_steps, evaluate=True)
-        )
+        try:
+            if self.evaluator is None:
+                self.evaluator = Evaluator(self.setup, stack, options.eval_episodes, options.envs, options.video)
+            evaluation = self.evaluator.run(
+                lambda observation: self.agent.act(observation, self.agent_steps, evaluate=True)
+            )
+        except EnvironmentFailure as error:
+            self.log.say(f"step {self.env_steps}: not evaluated: {error}")
+            if self.evaluator is not None:
+                self.evaluator.close()
+                self.evaluator = None
+            return math.nan
         numbers = evaluation.numbers()
         self.log.step(self.env_steps, numbers, f"evaluated: success {evaluation.success:.2f}")
         self.log.say(
@@ -263,7 +273,7 @@ class _Trainer:
             folder.mkdir(exist_ok=True)
             fps = 1 / self.evaluator.seconds_a_step
             write_video(folder / f"step-{self.env_steps:08d}.mp4", evaluation.episodes[0].frames, fps)
-        return evaluation
+        return evaluation.success
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -323,9 +333,8 @@ def _record(recipe: DrQv2Recipe, task: Task, options: RlOptions) -> dict[str, An
     record = {
         "method": METHOD,
         "recipe": dataclasses.asdict(recipe),
-        "horizon": {},
         "task": dataclasses.asdict(task),
-        "options": {"seed": options.seed, "envs": options.envs, **{f"task.{k}": v for k, v in vars(task).items()}},
+        "options": {"seed": options.seed, "envs": options.envs},
         "software": {package: version(package) for package in _PACKAGES},
     }
     result: dict[str, Any] = plain(record)

@@ -104,16 +104,17 @@ class Rollouts:
     Args:
         setup: the task and what the agent needs.
         seeds: seed of the first episode of each environment.
-        keep_frames: keep the camera frames of the first environment, for a video.
+        filming: see below.
 
     Attributes:
+        filming: keep the camera frames of the first environment, for a video.
         episodes: the one in progress in each environment.
         seconds_a_step: simulated seconds between two actions.
     """
 
-    def __init__(self, setup: Setup, seeds: Sequence[int], keep_frames: bool = False) -> None:
+    def __init__(self, setup: Setup, seeds: Sequence[int], filming: bool = False) -> None:
         self._task = setup.task
-        self._keep_frames = keep_frames
+        self.filming = filming
         self._envs = AsyncVectorEnv(
             [partial(make_task_env, setup)] * len(seeds),
             context="spawn",
@@ -122,7 +123,11 @@ class Rollouts:
         self.action_dim = int(np.prod(self._envs.single_action_space.shape or (0,)))
         (self.seconds_a_step, *_) = self._envs.get_attr("dt")
         self.episodes = [Episode(seed) for seed in seeds]
-        self.begin(seeds)
+        try:
+            self.begin(seeds)
+        except BaseException:
+            self.close()
+            raise
 
     def begin(self, seeds: Sequence[int | None]) -> None:
         """Starts an episode in every environment that is given a seed."""
@@ -202,6 +207,6 @@ class Rollouts:
         return {"sparse": sparse, "dense": dense, "none": 0.0}[self._task.reward]
 
     def _take_frames(self) -> None:
-        if self._keep_frames:
+        if self.filming:
             frame: Frame = self._envs.get_attr("last_frame")[0]
             self.episodes[0].frames.append(frame)

@@ -16,6 +16,8 @@ from v2r_core.methods.runs import RUN, read_run
 from v2r_core.training.checkpoint import plain, write_json
 from v2r_core.video.clips import ClipDataset
 
+_COMPARED = ("recipe", "horizon", "task", "options")
+"""Parts of a record that a resumed run must share; a kind of run has those that it needs."""
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
 
@@ -62,10 +64,11 @@ def claim(run: Path, record: dict[str, Any], resume: bool) -> None:
 def _compare(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
     if old["method"] != new["method"]:
         raise CheckpointError(f"{run}: holds a run of {old['method']}, {new['method']} asked for; give another folder")
-    for part in ("recipe", "horizon", "options"):
-        for key in old[part].keys() | new[part].keys():
-            if old[part].get(key) != new[part].get(key):
+    for part in _COMPARED:
+        before, now = old.get(part, {}), new.get(part, {})
+        for key in before.keys() | now.keys():
+            if before.get(key) != now.get(key):
                 raise CheckpointError(
-                    f"{run}: {key} was {old[part].get(key)}, now it is {new[part].get(key)}; "
+                    f"{run}: {part}.{key} was {before.get(key)}, now it is {now.get(key)}; "
                     "a run is resumed with what it was started with"
                 )
