@@ -19,13 +19,11 @@ from v2r_core.rl.drqv2 import (
     DrQv2Agent,
     actor_loss,
     critic_loss,
-    normal_entropy,
-    normal_log_prob,
     schedule,
     td_target,
-    truncated_normal,
 )
 from v2r_core.rl.replay import Batch
+from v2r_core.rl.truncated_normal import normal_entropy, normal_log_prob, truncated_normal
 
 
 def bilinear_shift(images: Tensor, shifts: Tensor, pad: int) -> Tensor:

@@ -8,14 +8,14 @@ random actions. Three of the successes serve as the demonstration in turn, every
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")
+from v2r_core.rl.rendering import Camera  # first: it chooses the renderer before MuJoCo is imported
 
+# isort: split
 import metaworld
 import mujoco
 import numpy as np
@@ -112,22 +112,16 @@ def render(task: str, episode: int, kind: str, expert_length: int) -> tuple[list
     env = benchmark.train_classes[task]()
     env.set_task(benchmark.train_tasks[episode])
     observation, _ = env.reset()
-    quality, glob = env.model.vis.quality, env.model.vis.global_
-    quality.shadowsize = quality.offsamples = 0
-    glob.offwidth, glob.offheight = WIDTH, HEIGHT
-    renderer = mujoco.Renderer(env.model, HEIGHT, WIDTH)
-    options, view = mujoco.MjvOption(), mujoco.MjvCamera()
-    options.sitegroup[:] = 0
+    shown, view = mujoco.MjvOption(), mujoco.MjvCamera()
+    shown.sitegroup[:] = 0
     view.lookat[:] = (0.02, 0.67, 0.12)
     view.azimuth, view.elevation, view.distance = 165, -33, 1.25
+    camera = Camera(env.model, (HEIGHT, WIDTH), view, shown)
     policy, rng = EXPERTS[task](), np.random.default_rng(episode)
     frames, done = [], 0
     limit = LONGEST if kind == "expert" else expert_length
     while len(frames) < limit and done <= REST:
-        renderer.update_scene(env.data, camera=view, scene_option=options)
-        for flag in ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX"):
-            renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
-        frames.append(renderer.render())
+        frames.append(camera.picture(env.data))
         action = np.clip(policy.get_action(observation), -1, 1)
         if kind == "random":
             action = rng.uniform(-1, 1, 4)
@@ -135,7 +129,7 @@ def render(task: str, episode: int, kind: str, expert_length: int) -> tuple[list
             action = np.zeros(4)
         observation, _, _, _, info = env.step(action)
         done += int(info["success"])
-    renderer.close()
+    camera.close()
     return frames, done > 0
 
 

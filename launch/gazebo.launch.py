@@ -9,14 +9,13 @@ import shlex
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import GroupAction, IncludeLaunchDescription, OpaqueFunction, SetEnvironmentVariable
-from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from v2r_ros.environment import node_environment, share_folder
-from v2r_ros.launching import declare, is_true, record_bag, value
+from v2r_ros.launching import declare, include_loop, is_true, record_loop
 
 IMAGE, ACTION, REWARD = "/camera/image", "/policy_node/action", "/reward_node/reward"
 TOPICS = [
@@ -88,28 +87,8 @@ def _bridges() -> list[LaunchDescriptionEntity]:
     ]
 
 
-def _include(name: str, **arguments: str | LaunchConfiguration) -> GroupAction:
-    """Another launch file of ours, whose arguments do not leak into the next."""
-    source = PythonLaunchDescriptionSource(str(share_folder("launch") / name))
-    common = {
-        "image": IMAGE,
-        "use_sim_time": "true",
-        "autostart": LaunchConfiguration("autostart"),
-        "params_file": LaunchConfiguration("params_file"),
-    }
-    return GroupAction([IncludeLaunchDescription(source, launch_arguments=(common | arguments).items())])
-
-
-def _record(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    overrides = str(share_folder("config") / "recording_qos.yaml")
-    return [record_bag(value(context, "bag"), overrides, TOPICS, use_sim_time=True)]
-
-
 def generate_launch_description() -> LaunchDescription:
     """Gazebo, the bridges, reward.launch.py, policy.launch.py, and a recorder when asked for."""
-    given = {name: LaunchConfiguration(name) for name in ARGUMENTS}
-    reward = {name: given[name] for name in ("model", "reward", "goal", "goals_dir")}
-    policy = {name: given[name] for name in ("record_dir", "start_enabled", "auto_restart")}
     environment = [SetEnvironmentVariable(name, text) for name, text in node_environment().items()]
     return LaunchDescription(
         [
@@ -117,16 +96,8 @@ def generate_launch_description() -> LaunchDescription:
             # Before the environment, which is for processes that speak ROS.
             OpaqueFunction(function=_gazebo),
             *environment,
-            OpaqueFunction(function=_record, condition=IfCondition(LaunchConfiguration("record"))),
+            record_loop(TOPICS),
             *_bridges(),
-            _include("reward.launch.py", record="false", **reward),
-            _include(
-                "policy.launch.py",
-                model=given["policy"],
-                reward=REWARD,
-                action=ACTION,
-                reset_environment="/gazebo_reset/reset",
-                **policy,
-            ),
+            *include_loop(IMAGE, REWARD, ACTION, "/gazebo_reset/reset", "params_file", "params_file"),
         ]
     )

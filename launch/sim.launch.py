@@ -6,15 +6,13 @@ ros2 launch v2r_ros sim.launch.py policy:=my_policy model:=my_reward env:=metawo
 from __future__ import annotations
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import GroupAction, IncludeLaunchDescription, OpaqueFunction, SetEnvironmentVariable
-from launch.conditions import IfCondition
-from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.actions import OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from v2r_ros.environment import node_environment, share_folder
-from v2r_ros.launching import declare, record_bag, value
+from v2r_ros.environment import node_environment
+from v2r_ros.launching import declare, include_loop, record_loop, value
 
 IMAGE, ACTION, REWARD = "/camera/image", "/policy_node/action", "/reward_node/reward"
 TOPICS = [
@@ -68,39 +66,15 @@ def _simulation(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     ]
 
 
-def _include(name: str, **arguments: str | LaunchConfiguration) -> GroupAction:
-    """Another launch file of ours, whose arguments do not leak into the next."""
-    source = PythonLaunchDescriptionSource(str(share_folder("launch") / name))
-    common = {"image": IMAGE, "use_sim_time": "true", "autostart": LaunchConfiguration("autostart")}
-    return GroupAction([IncludeLaunchDescription(source, launch_arguments=(common | arguments).items())])
-
-
-def _record(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    overrides = str(share_folder("config") / "recording_qos.yaml")
-    return [record_bag(value(context, "bag"), overrides, TOPICS, use_sim_time=True)]
-
-
 def generate_launch_description() -> LaunchDescription:
     """sim_node, reward.launch.py, policy.launch.py, and a recorder when asked for."""
-    given = {name: LaunchConfiguration(name) for name in ARGUMENTS}
-    reward = {name: given[name] for name in ("model", "reward", "goal", "goals_dir")}
-    policy = {name: given[name] for name in ("record_dir", "start_enabled", "auto_restart")}
     environment = [SetEnvironmentVariable(name, text) for name, text in node_environment().items()]
     return LaunchDescription(
         [
             *declare(ARGUMENTS),
             *environment,
-            OpaqueFunction(function=_record, condition=IfCondition(LaunchConfiguration("record"))),
-            _include("reward.launch.py", params_file=given["reward_params"], record="false", **reward),
-            _include(
-                "policy.launch.py",
-                model=given["policy"],
-                params_file=given["policy_params"],
-                reward=REWARD,
-                action=ACTION,
-                reset_environment="/sim_node/reset",
-                **policy,
-            ),
+            record_loop(TOPICS),
+            *include_loop(IMAGE, REWARD, ACTION, "/sim_node/reset", "reward_params", "policy_params"),
             OpaqueFunction(function=_simulation),
         ]
     )

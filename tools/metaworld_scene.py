@@ -10,11 +10,12 @@ from pathlib import Path
 from v2r_core.rl.metaworld import MetaWorldTask  # first: it chooses the renderer before MuJoCo is imported
 
 # isort: split
-import av
 import numpy as np
 from numpy.typing import NDArray
 
-KEY_FRAME_EVERY = 8
+from v2r_core.video import writing
+
+ENCODING = {"crf": "18", "preset": "fast", "g": "8", "bf": "0"}
 
 
 class Scene(MetaWorldTask):
@@ -42,13 +43,5 @@ class Scene(MetaWorldTask):
 
 
 def write_video(path: Path, frames: list[NDArray[np.uint8]], fps: int) -> None:
-    """Encodes H.264 without frames that depend on later ones; one thread, so that equal frames give equal bytes."""
-    options = {"crf": "18", "preset": "fast", "g": str(KEY_FRAME_EVERY), "bf": "0"}
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart", "fflags": "bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    """Encodes H.264 without frames that depend on later ones."""
+    writing.write_video(path, frames, fps, ENCODING)

@@ -7,25 +7,28 @@ MetaWorld's scripted experts drive the arm. Needs the `sim` extra and a headless
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")
+from v2r_core.rl.rendering import Camera  # first: it chooses the renderer before MuJoCo is imported
 
-import av
+# isort: split
 import metaworld
 import mujoco
 import numpy as np
 from metaworld.policies import SawyerDrawerOpenV3Policy, SawyerReachV3Policy, SawyerWindowOpenV3Policy
 from numpy.typing import NDArray
 
+from v2r_core.video.writing import write_video
+
 DRAWER, WINDOW = "drawer-open-v3", "window-open-v3"
 OUTPUT = Path(__file__).parents[1] / "v2r_core" / "assets" / "clips"
 WIDTH, HEIGHT, FPS, FRAMES = 640, 480, 30, 180
+ENCODING = {"crf": "20", "preset": "slow", "g": str(FPS)}
+"""A key frame a second."""
 SPEED = 0.6
 """Part of the expert's speed that the arm moves at, so that a frame for each control step makes a calm video."""
 
@@ -80,31 +83,13 @@ def expert(clip: Clip) -> Callable[[Observation, int], Action]:
     return act
 
 
-class Camera:
+def camera_of(model: mujoco.MjModel) -> Camera:
     """Looks over the table from the arm's right, without what a real camera would not see: targets and markers."""
-
-    def __init__(self, model: mujoco.MjModel) -> None:
-        # Shadows and multisampling take nine tenths of the time; they must be off before the first picture.
-        model.vis.quality.shadowsize = 0
-        model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth, model.vis.global_.offheight = WIDTH, HEIGHT
-        self._renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
-        self._options = mujoco.MjvOption()
-        self._options.sitegroup[:] = 0
-        self._view = mujoco.MjvCamera()
-        self._view.lookat[:] = (0.02, 0.67, 0.12)
-        self._view.azimuth, self._view.elevation, self._view.distance = 165, -33, 1.05
-
-    def take(self, data: mujoco.MjData) -> NDArray[np.uint8]:
-        """One picture, uint8 RGB (480, 640, 3)."""
-        self._renderer.update_scene(data, camera=self._view, scene_option=self._options)
-        for flag in ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX"):
-            self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
-        return self._renderer.render()
-
-    def close(self) -> None:
-        """Frees the OpenGL context; at the interpreter's end it would be too late."""
-        self._renderer.close()
+    shown, view = mujoco.MjvOption(), mujoco.MjvCamera()
+    shown.sitegroup[:] = 0
+    view.lookat[:] = (0.02, 0.67, 0.12)
+    view.azimuth, view.elevation, view.distance = 165, -33, 1.05
+    return Camera(model, (HEIGHT, WIDTH), view, shown)
 
 
 def render(clip: Clip) -> list[NDArray[np.uint8]]:
@@ -118,13 +103,13 @@ def render(clip: Clip) -> list[NDArray[np.uint8]]:
     env.set_task(benchmark.train_tasks[0])
     observation, _ = env.reset()
     act = expert(clip)
-    camera = Camera(env.model)
+    camera = camera_of(env.model)
     frames = []
     opened = start = 0.0
     stopped = False
     try:
         for step in range(FRAMES):
-            frames.append(camera.take(env.data))
+            frames.append(camera.picture(env.data))
             action = act(observation, step)
             stopped = stopped or opened >= clip.stop_at
             if stopped:
@@ -139,24 +124,13 @@ def render(clip: Clip) -> list[NDArray[np.uint8]]:
     return frames
 
 
-def write(path: Path, frames: list[NDArray[np.uint8]]) -> None:
-    """Encodes H.264 with a key frame a second; one thread, so that the same frames give the same bytes."""
-    with av.open(str(path), "w", options={"movflags": "faststart", "fflags": "bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "slow", "g": str(FPS)})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.thread_count = 1
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
 def main() -> int:
     """Renders all clips."""
     warnings.filterwarnings("ignore", message="Constant")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     for clip in CLIPS:
         path = OUTPUT / f"{clip.name}.mp4"
-        write(path, render(clip))
+        write_video(path, render(clip), FPS, ENCODING)
         print(f"{path.name}: {FRAMES / FPS:.1f} s, {path.stat().st_size / 1000:.0f} kB")
     return 0
 

@@ -85,38 +85,12 @@ class PolicyNode(GuardedLifecycleNode):
 
     # --- transitions -------------------------------------------------------------------------------------------------
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Loads the policy, compares one action with the stored answer, checks that the parameters fit it."""
-        return self.attempt("configure", self._configure)
-
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribes to camera and reward; the robot does not move before `~/enable`, unless start_enabled."""
-        result = self.attempt("activate", self._activate)
-        if result != TransitionCallbackReturn.SUCCESS:
-            self._deactivate()
-            return result
+        """The robot does not move before `~/enable`, unless start_enabled."""
         result = super().on_activate(state)
-        if self._parameter("start_enabled"):
+        if result == TransitionCallbackReturn.SUCCESS and self._parameter("start_enabled"):
             self._restart()
         return result
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops the robot and unsubscribes; the policy stays loaded."""
-        result = self.attempt("deactivate", self._deactivate)
-        super().on_deactivate(state)
-        return result
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Frees the policy."""
-        return self.attempt("clean up", self._clean_up)
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops the robot and frees whatever there is."""
-        return self.attempt("shut down", self._clean_up)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops the robot, frees everything and goes back to unconfigured."""
-        return self.attempt("recover from an error", self._clean_up)
 
     def _configure(self) -> None:
         self._parts = make_parts(self, self._values(), self._reset, self.complain)
@@ -153,10 +127,6 @@ class PolicyNode(GuardedLifecycleNode):
         if self._parts is not None:
             self._parts.free(self)
             self._parts = None
-
-    def close(self) -> None:
-        """Ends the threads; for the end of the process."""
-        self._clean_up()
 
     # --- what comes in -----------------------------------------------------------------------------------------------
 

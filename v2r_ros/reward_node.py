@@ -11,7 +11,6 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
@@ -81,33 +80,6 @@ class RewardNode(GuardedLifecycleNode):
         self.create_timer(self._parameter("diagnostics_period"), self._publish_diagnostics)
 
     # --- transitions -------------------------------------------------------------------------------------------------
-
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Loads the model, warms it up, compares one inference with the stored answer, sets the first goal."""
-        return self.attempt("configure", self._configure)
-
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribes to the camera and starts the worker."""
-        result = self.attempt("activate", self._activate)
-        return super().on_activate(state) if result == TransitionCallbackReturn.SUCCESS else result
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribes and stops the worker; model and goal stay loaded."""
-        result = self.attempt("deactivate", self._deactivate)
-        super().on_deactivate(state)
-        return result
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Frees the model."""
-        return self.attempt("clean up", self._clean_up)
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops and frees whatever there is."""
-        return self.attempt("shut down", self._clean_up)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Frees everything and goes back to unconfigured."""
-        return self.attempt("recover from an error", self._clean_up)
 
     def _configure(self) -> None:
         model = self._parameter("model") or str(v2r_core.DEFAULT_BUNDLE)
@@ -182,7 +154,7 @@ class RewardNode(GuardedLifecycleNode):
 
     def close(self) -> None:
         """Ends the threads; for the end of the process."""
-        self._clean_up()
+        super().close()
         self._goals.close()
 
     # --- frames ------------------------------------------------------------------------------------------------------

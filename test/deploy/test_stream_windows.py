@@ -11,7 +11,8 @@ from tiny_bundle import write_tiny_bundle
 from toy_rewards import LENGTH, write_learned_bundle
 
 from v2r_core.deploy.bundle import load_bundle
-from v2r_core.deploy.stream import Scorer, Status, frames_apart, judge
+from v2r_core.deploy.pacing import frames_apart
+from v2r_core.deploy.stream import Scorer, Status, judge
 from v2r_core.rewards.reward import RewardSample
 
 FIELDS = ("reward", "raw_reward", "value", "progress", "uncertainty")

@@ -13,13 +13,11 @@ from v2r_core.rl.drqv2 import (
     DrQv2Agent,
     DrQv2Recipe,
     encode,
-    normal_entropy,
-    normal_log_prob,
     schedule,
-    truncated_normal,
 )
 from v2r_core.rl.random_shift import draw_shifts, random_shift
 from v2r_core.rl.replay import Batch, Layout, ReplayStore, draw_start, nstep_return
+from v2r_core.rl.truncated_normal import normal_entropy, normal_log_prob, truncated_normal
 
 MODULES = ("encoder", "actor", "critic", "critic_target")
 

@@ -9,10 +9,11 @@ import onnxruntime
 import pytest
 import torch
 
-from v2r_core.rl.drqv2 import ACTION_LIMIT, DrQv2Agent, actor_loss, critic_loss, encode, td_target
+from v2r_core.rl.drqv2 import DrQv2Agent, actor_loss, critic_loss, encode, td_target
 from v2r_core.rl.drqv2_recipe import PRESETS, DrQv2Recipe, schedule
 from v2r_core.rl.random_shift import draw_shifts, random_shift
 from v2r_core.rl.replay import Batch, Layout, ReplayStore, stored_discount
+from v2r_core.rl.truncated_normal import ACTION_LIMIT
 
 SMALL = DrQv2Recipe(
     frame_stack=2, channels=4, feature_dim=16, hidden_dim=32, batch_size=16, shift=2, exploration_steps=0,

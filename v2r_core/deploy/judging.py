@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from v2r_core.deploy.pacing import RESTART_NS, Pacer
-from v2r_core.deploy.stream import LATEST, NoGoalError, Scorer, Status
+from v2r_core.deploy.pacing import LATEST, RESTART_NS, Pacer
+from v2r_core.deploy.stream import NoGoalError, Scorer, Status
 from v2r_core.rewards.goal import Goal
 from v2r_core.rewards.reward import RewardSample
 from v2r_core.video.pixels import ImageError

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-
-from v2r_core.deploy.stream import frames_apart
 
 # A stamp that goes back by more than this is a restarted stream (a bag that loops, a simulator that was reset);
 # by less it is an image that came too late.
 RESTART_NS = 1_000_000_000
 INTERVALS = 8
+LATEST = 1.5
+"""In periods of a reward's window: after a frame this late it holds another stretch of time than in training."""
+
+
+def frames_apart(interval: float, period: float) -> int:
+    """How many frames of a camera lie from one frame of a reward's window to the next, online and offline.
+
+    Args:
+        interval: seconds from one frame of the camera to the next.
+        period: seconds that the window wants.
+
+    Returns:
+        What comes nearest to the period; 0 if the camera is too slow.
+    """
+    if interval > LATEST * period:
+        return 0
+    # Halfway, as a camera of 30 Hz is for 20 Hz, the larger number is the nearer one in proportion. It wins by a
+    # margin, or a camera that keeps time badly would have now this one, now the other.
+    return max(1, math.floor(period / interval + 0.55))
 
 
 class Pacer:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import queue
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from v2r_core.deploy.ahead import ahead, groups
 from v2r_core.deploy.bundle import Bundle, Precision
+from v2r_core.deploy.pacing import frames_apart
 from v2r_core.deploy.runtime import NetworkSession, Session
 from v2r_core.rewards import EmbeddingReward, make_reward
 from v2r_core.rewards.baselines import pixel_embedding
@@ -24,15 +23,10 @@ from v2r_core.rewards.uvd import decompose
 from v2r_core.video.resize import Frame, resize_frame
 from v2r_core.video.video import mean_rate
 
-ItemT = TypeVar("ItemT")
-
 View = Frame | tuple[Frame, ...]
 """What is seen at one moment: a frame, or one frame of each camera."""
 
-QUEUE_FRAMES = 16
 DEFAULT_BATCH = 4
-LATEST = 1.5
-"""In periods of a reward's window: after a frame this late it holds another stretch of time than in training."""
 
 
 class Status(IntEnum):
@@ -324,23 +318,6 @@ class Scorer:
             raise NoGoalError(f"the reward {self.reward_name!r} needs a goal and none is set; see set_goal")
 
 
-def frames_apart(interval: float, period: float) -> int:
-    """How many frames of a camera lie from one frame of a reward's window to the next, online and offline.
-
-    Args:
-        interval: seconds from one frame of the camera to the next.
-        period: seconds that the window wants.
-
-    Returns:
-        What comes nearest to the period; 0 if the camera is too slow.
-    """
-    if interval > LATEST * period:
-        return 0
-    # Halfway, as a camera of 30 Hz is for 20 Hz, the larger number is the nearer one in proportion. It wins by a
-    # margin, or a camera that keeps time badly would have now this one, now the other.
-    return max(1, math.floor(period / interval + 0.55))
-
-
 def flat(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """Embeddings (T, C, D) of several cameras as one long embedding, (T, C * D), for UVD's decomposition."""
     return embeddings.reshape(len(embeddings), -1)
@@ -358,50 +335,3 @@ def judge(sample: RewardSample, kind: RewardKind = "value") -> tuple[RewardSampl
     if not np.isfinite(sample.value if kind == "value" else sample.uncertainty):
         return sample, Status.INTERNAL_ERROR
     return sample, Status.OK if np.isfinite(sample.reward) else Status.WARMING_UP
-
-
-def groups(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
-    """Lists of `size` items each, in their order; the last one may be shorter."""
-    group: list[ItemT] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def ahead(items: Iterable[ItemT]) -> Generator[ItemT, None, None]:
-    """Runs an iterator in a thread of its own, a bounded number of frames ahead; its exceptions arrive here."""
-    ready: queue.Queue[ItemT | BaseException | None] = queue.Queue(QUEUE_FRAMES)
-    stop = threading.Event()
-
-    def put(item: ItemT | BaseException | None) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            put(error)
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()

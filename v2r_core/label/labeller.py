@@ -12,9 +12,10 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from v2r_core.deploy.ahead import groups
 from v2r_core.deploy.description import reward_info_fields
 from v2r_core.deploy.judging import StreamJudge
-from v2r_core.deploy.stream import DEFAULT_BATCH, Scorer, Status, flat, groups
+from v2r_core.deploy.stream import DEFAULT_BATCH, Scorer, Status, flat
 from v2r_core.label.goals import LAST, GoalPlan, GoalReader, GoalTable, OneGoal, OwnEnds
 from v2r_core.label.messages import Header, Messages
 from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_name, thinned_frames

@@ -20,9 +20,10 @@ from typing import Self
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
+from v2r_core.deploy.ahead import ahead
 from v2r_core.deploy.bundle import Bundle
 from v2r_core.deploy.judging import MAX_STAMP_FUTURE
-from v2r_core.deploy.stream import Scorer, ahead
+from v2r_core.deploy.stream import Scorer
 from v2r_core.label.bag_writer import BagFormat, BagWriter, bag_format
 from v2r_core.label.episodes import EpisodeCutter, mark_topic
 from v2r_core.label.goals import plan_goals

@@ -12,6 +12,9 @@ METHOD = "drqv2"
 PIXELS = "pixels"
 """What an agent sees that sees no embedding."""
 
+RewardMode = Literal["alone", "sparse", "potential", "value"]
+"""How a video's reward becomes an agent's, see `wrappers.VideoReward`."""
+
 ENVIRONMENT_REWARDS = ("sparse", "dense", "none")
 
 
@@ -37,7 +40,7 @@ class Task:
 
     env: str
     reward: str = "sparse"
-    reward_mode: Literal["alone", "sparse", "potential", "value"] = "alone"
+    reward_mode: RewardMode = "alone"
     reward_scale: float = 1.0
     goal: str = ""
     novelty: float = 0.0

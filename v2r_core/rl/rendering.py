@@ -41,26 +41,31 @@ class Camera:
     """
 
     def __init__(
-        self, model: mujoco.MjModel, size: int, view: mujoco.MjvCamera | int, shown: mujoco.MjvOption | None = None
+        self,
+        model: mujoco.MjModel,
+        size: int | tuple[int, int],
+        view: mujoco.MjvCamera | int,
+        shown: mujoco.MjvOption | None = None,
     ) -> None:
         """Prepares the model.
 
         Args:
             model: of the simulation; its visual settings are changed.
-            size: side of the pictures in pixels.
+            size: side of the pictures in pixels, or height and width.
             view: a free camera, or the number of one of the model's.
             shown: what is shown; None is MuJoCo's default.
         """
         lighten(model)
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
-        self._model, self._size, self._view, self._shown = model, size, view, shown
+        height, width = (size, size) if isinstance(size, int) else size
+        model.vis.global_.offheight, model.vis.global_.offwidth = height, width
+        self._model, self._size, self._view, self._shown = model, (height, width), view, shown
         self._renderer: mujoco.Renderer | None = None
 
     def picture(self, data: mujoco.MjData) -> Frame:
-        """What the camera sees: uint8 RGB (S, S, 3)."""
+        """What the camera sees: uint8 RGB (H, W, 3)."""
         if self._renderer is None:
             _load_triton_first()
-            self._renderer = mujoco.Renderer(self._model, self._size, self._size)
+            self._renderer = mujoco.Renderer(self._model, *self._size)
             for flag in HIDDEN_FLAGS:
                 self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
             # Later at the interpreter's end it would fail, as MuJoCo has let go of the display by then.

@@ -121,7 +121,7 @@ class ReplayStore:
             raise ValueError(f"{self.folder} was opened to be read only")
         if self._current is not None:
             raise ValueError("an episode is in progress; end() or abandon() it first")
-        self._check_frame(frame)
+        self.layout.check_frame(frame, 0)
         self._current, self._written = self._next, 0
         try:
             self._write(np.zeros(self.layout.action_dim, np.float32), 0.0, 1.0, frame)
@@ -145,15 +145,9 @@ class ReplayStore:
         """
         if self._current is None:
             raise ValueError("no episode is in progress; begin() one with the frame of the reset")
-        self._check_frame(frame)
         action = np.asarray(action)
-        if action.shape != (self.layout.action_dim,) or action.dtype.kind != "f" or not np.isfinite(action).all():
-            raise ValueError(
-                f"action is {action.dtype} {action.shape} {action.tolist()}, "
-                f"{self.layout.action_dim} finite floats expected"
-            )
-        if not math.isfinite(reward) or not 0 <= discount <= 1:
-            raise ValueError(f"reward {reward} must be finite, discount {discount} in [0, 1]")
+        self.layout.check_frame(frame, self._written)
+        self.layout.check_step(action, reward, discount)
         if self._written == self.capacity_rows:
             raise ValueError(
                 f"the episode is longer than the {self.capacity_rows} rows of {self.folder}; make a larger store"
@@ -300,15 +294,6 @@ class ReplayStore:
         # With "raise", take would fill a buffer and copy it.
         np.take(frames, rows % self.capacity_rows, axis=0, out=found, mode="clip")
         return found.reshape(*rows.shape, *self.layout.frame_shape)
-
-    def _check_frame(self, frame: NDArray[Any]) -> None:
-        layout = self.layout
-        if frame.shape != layout.frame_shape or frame.dtype != layout.frame_dtype:
-            raise ValueError(
-                f"frame is {frame.dtype} {frame.shape}, {layout.frame_dtype} {layout.frame_shape} expected"
-            )
-        if frame.dtype.kind == "f" and not np.isfinite(frame).all():
-            raise ValueError(f"frame {self._written} of the episode is not finite")
 
     def _write(self, action: NDArray[Any], reward: float, discount: float, frame: NDArray[Any]) -> None:
         assert self._current is not None

@@ -7,9 +7,10 @@ import os
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FRAMES, STEPS, JOURNAL, LAYOUT = "frames.bin", "steps.bin", "episodes.jsonl", "layout.json"
@@ -56,6 +57,22 @@ class Layout:
     def row_bytes(self) -> int:
         """Bytes of a row in both files: `rows * row_bytes` is a capacity."""
         return self.frame_bytes + self.step_dtype.itemsize
+
+    def check_frame(self, frame: NDArray[Any], number: int) -> None:
+        """Raises ValueError unless a frame, the one of that number in its episode, is of this kind and finite."""
+        if frame.shape != self.frame_shape or frame.dtype != self.frame_dtype:
+            raise ValueError(f"frame is {frame.dtype} {frame.shape}, {self.frame_dtype} {self.frame_shape} expected")
+        if frame.dtype.kind == "f" and not np.isfinite(frame).all():
+            raise ValueError(f"frame {number} of the episode is not finite")
+
+    def check_step(self, action: NDArray[Any], reward: float, discount: float) -> None:
+        """Raises ValueError unless action and reward are finite, of this size, and the discount is in [0, 1]."""
+        if action.shape != (self.action_dim,) or action.dtype.kind != "f" or not np.isfinite(action).all():
+            raise ValueError(
+                f"action is {action.dtype} {action.shape} {action.tolist()}, {self.action_dim} finite floats expected"
+            )
+        if not math.isfinite(reward) or not 0 <= discount <= 1:
+            raise ValueError(f"reward {reward} must be finite, discount {discount} in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,20 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
 
 from v2r_core.deploy.bundle import Bundle, load_bundle
 from v2r_core.deploy.goals import read_goal
-from v2r_core.deploy.stream import NoGoalError, Scorer, frames_apart
+from v2r_core.deploy.pacing import frames_apart
+from v2r_core.deploy.stream import NoGoalError, Scorer
 from v2r_core.rewards.goal import Goal
 from v2r_core.rewards.reward import RewardSample
+from v2r_core.rl.options import RewardMode
 from v2r_core.video.resize import Frame
 
-RewardMode = Literal["alone", "sparse", "potential", "value"]
 _OF_VALUES = ("potential", "value")
 
 
