@@ -177,17 +177,16 @@ def test_ros_reads_what_was_serialised_without_it(tiny_bundle: Path) -> None:
     assert len(serialize_message(info)) == len(data)
 
 
-@pytest.mark.slow
-def test_a_bag_that_the_live_node_was_recorded_in(tmp_path: Path) -> None:
-    """The real node, the real recorder: labels of the recorded images are the recorded rewards."""
-    bag, topics = tmp_path / "bag", ["/image", "/reward_node/reward"]
-    with make_graph(tmp_path) as graph:
+def record_live_node(folder: Path, rate: float) -> Path:
+    """A bag of half.mp4 and of what the real node said of it, written by the real recorder."""
+    bag, topics = folder / "bag", ["/image", "/reward_node/reward"]
+    with make_graph(folder) as graph:
         node = {"goal": "success.mp4", "providers": ["cpu"], "image_qos": "reliable"}
         graph.start("v2r_ros.reward_node", node)
         assert graph.transition("/reward_node", CONFIGURE), graph.log("reward_node")
         graph.start("v2r_ros.recorder", {"bag": str(bag), "topics": topics})
         video = graph.start(
-            "v2r_ros.video_node", {"video": str(CLIPS / "half.mp4"), "rate": 15.0, "wait_for_subscribers": 2}
+            "v2r_ros.video_node", {"video": str(CLIPS / "half.mp4"), "rate": rate, "wait_for_subscribers": 2}
         )
         for topic in topics:
             graph.spin(
@@ -198,10 +197,26 @@ def test_a_bag_that_the_live_node_was_recorded_in(tmp_path: Path) -> None:
                 "the recorder",
             )
         assert graph.transition("/reward_node", ACTIVATE)
-        graph.spin(lambda: video.poll() is not None, 60.0, "the video to end")
+        graph.spin(lambda: video.poll() is not None, 120.0, "the video to end")
         graph.stop()
-    live = read_rewards(bag)
-    assert live.dropped[-1] == 0, "the machine was too slow for 15 frames a second; nothing can be compared"
+    return bag
+
+
+@pytest.mark.slow
+def test_a_bag_that_the_live_node_was_recorded_in(tmp_path: Path) -> None:
+    """The real node, the real recorder: labels of the recorded images are the recorded rewards.
+
+    Rewards can only be compared where the node dropped no image. A machine busy with other work drops some at 15 per
+    second, so that slower streams are tried.
+    """
+    for rate in (15.0, 8.0, 4.0):
+        folder = tmp_path / f"{rate:g}"
+        folder.mkdir()
+        bag = record_live_node(folder, rate)
+        live = read_rewards(bag)
+        if live.dropped[-1] == 0:
+            break
+    assert live.dropped[-1] == 0, "images were dropped at 4 per second: nothing can be compared"
     task = BagTask(bag, tmp_path / "labelled", goal=str(CLIPS / "success.mp4"), namespace="/labels")
     label_bag(task, load_bundle(DEFAULT_BUNDLE))
     labels = read_rewards(tmp_path / "labelled", "/labels/reward")
