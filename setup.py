@@ -63,12 +63,15 @@ train = [
     "torchvision",
 ]
 sim = ["dm-control", "gymnasium", "gymnasium-robotics", "metaworld", "mujoco"]
+label = ["pyarrow", "rerun-sdk"]
+cluster = ["ray[data]"]
 bench = ["lightly"]
 dev = [
     "hypothesis",
     "import-linter",
     "mcap",
     "mypy",
+    "playwright",
     "psutil",
     "pytest",
     "pytest-timeout",
@@ -97,7 +100,15 @@ setup(
         share("worlds", "*.sdf"),
     ],
     install_requires=run_time,
-    extras_require={"ros": ros_wheels, "train": train, "sim": sim, "bench": bench, "dev": dev},
+    extras_require={
+        "ros": ros_wheels,
+        "train": train,
+        "sim": sim,
+        "label": label,
+        "cluster": cluster,
+        "bench": bench,
+        "dev": dev,
+    },
     zip_safe=False,
     entry_points={
         "console_scripts": [

@@ -64,7 +64,7 @@ if [ -n "${ROS_DISTRO:-}" ] && [ -n "$wheels" ]; then
   exit 1
 fi
 
-if [ "$stage" = test ]; then extras=train,sim,dev; else extras=""; fi
+if [ "$stage" = test ]; then extras=train,sim,label,cluster,dev; else extras=""; fi
 if [ -z "${ROS_DISTRO:-}" ]; then extras=${extras:+$extras,}ros; fi
 constraints=constraints.txt
 if [ -n "${ROS_DISTRO:-}" ] && numpy=$($venv/bin/python -c 'import numpy; print(numpy.__version__)' 2>/dev/null); then

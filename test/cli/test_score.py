@@ -12,11 +12,9 @@ from synthetic_video import moving_square
 from toy_rewards import LENGTH, write_learned_bundle
 
 from v2r_core.cli.main import main
-from v2r_core.cli.score import score_itself
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer
 from v2r_core.rewards.goal import goal_from_images
-from v2r_core.video.source import open_video
 
 COLUMNS = ["frame", "stamp", "reward", "value", "progress", "subgoal", "uncertainty", "status"]
 
@@ -144,20 +142,6 @@ def test_a_broken_goal_image_is_named(run, tmp_path):
     code, error, _, _ = run("--goal", tmp_path / "goal.png")
     assert code == 1
     assert "goal.png: not an image" in error
-
-
-def test_each_frame_is_embedded_once(tiny_bundle, clip, monkeypatch):
-    scorer = Scorer(load_bundle(tiny_bundle), "vip")
-    seen = []
-    monkeypatch.setattr(scorer, "_embed", lambda frames: seen.append(len(frames)) or scorer.session(frames))
-    ticks = []
-    with open_video(clip) as video:
-        scored, pictures = score_itself(scorer, video, lambda done, total: ticks.append((done, total)))
-    # One more to learn the length of the embedding.
-    assert sum(seen) == 40 + 1
-    assert ticks[-1] == (40, 40)
-    assert len(scored.curve) == 40
-    assert len(pictures) == 1
 
 
 @pytest.mark.parametrize("reward", ["viper", "diffusion"])

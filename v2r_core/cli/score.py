@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,12 +21,11 @@ from v2r_core import DEFAULT_BUNDLE
 from v2r_core.cli.overlay import write_overlay
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.goals import GOAL_SUFFIX, is_image, read_goal_image
-from v2r_core.deploy.stream import Scorer, Status, VideoScore, flat, judge
+from v2r_core.deploy.own_end import Counted, score_towards_own_end
+from v2r_core.deploy.stream import Scorer, Status, VideoScore
 from v2r_core.plot import draw_curve
-from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_name, load_goal
+from v2r_core.rewards.goal import Goal, goal_name, load_goal
 from v2r_core.rewards.quality import bumps, voc
-from v2r_core.rewards.reward import RewardCurve
-from v2r_core.rewards.uvd import decompose
 from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video
 from v2r_core.video.video import Video
@@ -100,7 +98,8 @@ class Score:
                 return lambda done, _: bar.update(task, completed=done)
 
             if goal == LAST:
-                return score_itself(scorer, video, ticks("scoring", len(video)))
+                scored, own = score_towards_own_end(scorer, video, ticks("scoring", len(video)))
+                return scored, _pictures(video, own)
             targets = _set_goal(scorer, goal, ticks) if goal else []
             return scorer.score(video, ticks("scoring", len(video))), targets
 
@@ -142,31 +141,6 @@ class Score:
         }
 
 
-def score_itself(
-    scorer: Scorer, video: Video, on_progress: Callable[[int, int], None]
-) -> tuple[VideoScore, list[Frame]]:
-    """Scores a video towards its own end, and embeds each frame only once for it.
-
-    Returns:
-        The score, whose `encoder_ms` includes waiting for frames, and a picture of each subgoal.
-    """
-    start = time.perf_counter()
-    embeddings = scorer.embed(_Counted(video, on_progress))
-    encoding = time.perf_counter() - start
-    milestones = decompose(flat(embeddings)).indices if scorer.reward_name == "uvd" else None
-    goal = goal_from_demonstration(embeddings, goal_name(video.name), milestones)
-    scorer.set_goal(goal)
-    judged = [judge(scorer.reward.observe(embedding)) for embedding in embeddings]
-    scored = VideoScore(
-        stamps=np.asarray(video.stamps, np.float64)[: len(judged)],
-        curve=RewardCurve.from_samples(sample for sample, _ in judged),
-        status=np.array([status for _, status in judged], np.int64),
-        encoder_ms=encoding / len(judged) * 1e3,
-        seconds=time.perf_counter() - start,
-    )
-    return scored, _pictures(video, goal)
-
-
 def _set_goal(scorer: Scorer, goal: str, ticks: Callable[[str, int], Callable[[int, int], None]]) -> list[Frame]:
     """Makes the goal out of a file and puts it in force; gives pictures of its subgoals."""
     path = Path(goal).expanduser()
@@ -178,7 +152,7 @@ def _set_goal(scorer: Scorer, goal: str, ticks: Callable[[str, int], Callable[[i
         scorer.set_goal(scorer.goal_from_frames([image], goal_name(path.name)))
         return [image]
     with open_video(goal) as demonstration:
-        frames = _Counted(demonstration, ticks("demonstration", len(demonstration)))
+        frames = Counted(demonstration, ticks("demonstration", len(demonstration)))
         scorer.set_goal(scorer.goal_from_video(frames, goal_name(demonstration.name)))
         assert scorer.goal is not None
         return _pictures(demonstration, scorer.goal)
@@ -186,22 +160,6 @@ def _set_goal(scorer: Scorer, goal: str, ticks: Callable[[str, int], Callable[[i
 
 def _pictures(video: Video, goal: Goal) -> list[Frame]:
     return [video[int(index)] for index in goal.milestone_frames]
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """A video that reports how far its reader is."""
-
-    video: Video
-    on_progress: Callable[[int, int], None]
-
-    def __len__(self) -> int:
-        return len(self.video)
-
-    def __iter__(self) -> Iterator[Frame]:
-        for done, frame in enumerate(self.video, 1):
-            self.on_progress(done, len(self.video))
-            yield frame
 
 
 def write_csv(path: Path, scored: VideoScore) -> None:
