@@ -136,6 +136,13 @@ def test_a_pattern_that_no_video_matches_is_refused_with_some_of_the_videos():
     TimeRewarder(recipe(goal_form=True), HORIZON).check_videos(demos)
 
 
+def test_patterns_that_match_all_videos_are_refused():
+    method = TimeRewarder(recipe(goal_form=True, negatives=("a/*", "b/*")), HORIZON)
+    with pytest.raises(ValueError, match=r"'a/\*', 'b/\*' match all 2 videos"):
+        method.check_videos(["a/0.mp4", "b/0.mp4"])
+    method.check_videos(["a/0.mp4", "b/0.mp4", "c/0.mp4"])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"bins": 1}, "bins is 1"), ({"decay": -1.0}, "decay -1.0"), ({"negatives": ("x",)}, "goal-conditioned")],

@@ -105,13 +105,18 @@ class TimeRewarder(BackboneMethod):
         )
 
     def check_videos(self, videos: Sequence[str]) -> None:
-        """Refuses a pattern of `negatives` that no video matches: its videos would be learned from as successes."""
+        """Refuses a pattern of `negatives` that no video matches, and patterns that leave no success to learn from."""
         for pattern in self.recipe.negatives:
             if not any(_matches(video, pattern) for video in videos):
                 raise ValueError(
                     f"negatives: no video matches {pattern!r}; patterns are for whole paths or names, and the videos "
                     f"are {_some(videos)}"
                 )
+        if videos and all(self._matched(video) for video in videos):
+            raise ValueError(
+                f"negatives: {', '.join(map(repr, self.recipe.negatives))} match all {len(videos)} videos, so that "
+                "none shows the task done; narrow the patterns, or add demonstrations to --data"
+            )
 
     def loss(self, batch: Batch, step: int) -> Step:
         """Cross-entropy of the distances of all pairs.
@@ -148,7 +153,9 @@ class TimeRewarder(BackboneMethod):
         )
 
     def _leads_nowhere(self, name: str) -> bool:
-        video = name.rpartition("#")[0]
+        return self._matched(name.rpartition("#")[0])
+
+    def _matched(self, video: str) -> bool:
         return any(_matches(video, pattern) for pattern in self.recipe.negatives)
 
     def encoder(self) -> Encoder:
