@@ -95,7 +95,7 @@ class DiffusionRewardRecipe(Recipe):
     def tiny(cls) -> Self:
         """64 codes, four blocks of 64 channels, on a tokenizer of the preset `tiny-diffusion-reward`."""
         return cls(
-            epochs=4,
+            epochs=8,
             batch_size=16,
             # A small model tells most by how likely the frame is that came, given place and order of those before.
             compat="paper",
