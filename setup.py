@@ -96,7 +96,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{package_name}"]),
         (f"share/{package_name}", ["package.xml"]),
         share("launch", "*.launch.py"),
-        share("config", "*.yaml", "*.xml"),
+        share("config", "*.yaml", "*.xml", "*.json", "*.rviz"),
         share("worlds", "*.sdf"),
     ],
     install_requires=run_time,

@@ -3,18 +3,20 @@
 import numpy as np
 import pytest
 
-from v2r_core.cli import overlay
-from v2r_core.overlay import STRIP, draw_overlay
+from v2r_core.label import overlay_video as overlay
+from v2r_core.overlay import STRIP, TARGET_SIDE, draw_overlay, small_target
 from v2r_core.rewards.reward import RewardCurve, RewardSample
 
 NAN = float("nan")
 FRAME = np.full((360, 480, 3), 90, np.uint8)
 
 
+SHOWN = {"reward": NAN, "progress": NAN, "value": NAN, "subgoal_index": 0, "subgoal_count": 0, "status": "ok"}
+
+
 def strip(**changes):
     """The strip below the frame."""
-    shown = {"reward": NAN, "progress": NAN, "value": NAN, "subgoal_index": 0, "subgoal_count": 0, "status": "ok"}
-    return draw_overlay(FRAME, **(shown | changes))[360:].astype(int)
+    return draw_overlay(FRAME, **(SHOWN | changes))[360:].astype(int)
 
 
 def test_the_reward_is_drawn_where_there_is_nothing_else():
@@ -49,3 +51,18 @@ def test_a_video_of_a_step_reward_shows_each_reward(monkeypatch, tmp_path):
 def test_a_status_that_is_bad_is_red(status):
     picture = strip(status=status)
     assert ((picture[..., 0] > 180) & (picture[..., 2] < 40)).sum() > 50
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (640, 120), (9, 900), (30, 40)])
+def test_small_pictures_of_subgoals_keep_their_shape(shape):
+    picture = np.full((*shape, 3), 200, np.uint8)
+    small = small_target(picture)
+    assert max(small.shape[:2]) == min(max(shape), TARGET_SIDE)
+    assert small.shape[0] / small.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.5 if min(shape) < 10 else 0.02)
+    assert not np.shares_memory(small, picture)
+    drawn = draw_overlay(FRAME, **SHOWN, target=small).astype(int)
+    assert drawn.shape == (360 + STRIP, 480, 3)
+    # The picture stays in its corner, above the words, and the frame around it is seen.
+    inside = np.abs(drawn[:360] - 90).max(axis=2) > 20
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    assert rows.max() < 125 and columns.min() > 350 and columns.max() < 475

@@ -17,6 +17,8 @@ BAR = 12
 MARGIN = 10
 THUMBNAIL = 0.22
 """Width of the subgoal's picture, as a part of the frame's."""
+TARGET_SIDE = 212
+"""Longest side of a subgoal's picture that is ever drawn, in pixels; keep no more of it."""
 
 
 def draw_overlay(
@@ -67,10 +69,22 @@ def draw_overlay(
     return np.asarray(canvas)
 
 
+def small_target(picture: Frame) -> Frame:
+    """A copy of a picture of a subgoal that is no larger than it will be drawn, for whoever keeps many of them."""
+    height, width = picture.shape[:2]
+    scale = min(TARGET_SIDE / max(height, width), 1)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+
 def _paste_target(canvas: Image.Image, draw: ImageDraw.ImageDraw, target: Frame, width: int) -> None:
-    """The picture of the subgoal in the upper right corner, in a frame."""
+    """The picture of the subgoal in the upper right corner, in a frame; no taller than a frame that is as wide."""
     side = round(width * THUMBNAIL)
-    picture = Image.fromarray(target).resize((side, round(side * target.shape[0] / target.shape[1])))
+    scale = side / max(target.shape[:2])
+    picture = Image.fromarray(target).resize(
+        (max(1, round(target.shape[1] * scale)), max(1, round(target.shape[0] * scale)))
+    )
+    side = picture.width
     corner = (width - side - MARGIN, MARGIN)
     canvas.paste(picture, corner)
     box = (corner[0] - 1, corner[1] - 1, corner[0] + side, corner[1] + picture.height)

@@ -11,12 +11,12 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image
 
 from v2r_core.deploy.stream import Scorer
-from v2r_core.rewards.goal import Goal
+from v2r_core.overlay import small_target
 from v2r_core.video.pixels import ImageError
 from v2r_core.video.resize import Frame
 from v2r_msgs.srv import SetGoal
 from v2r_ros import qos
-from v2r_ros.goals import GoalError, goal_from_files, resolve_goal
+from v2r_ros.goals import GoalError, MadeGoal, goal_from_files, goal_targets, resolve_goal
 from v2r_ros.running import Job
 from v2r_ros.scoring import Images, MessageScorer
 from v2r_ros.throttle import Throttle
@@ -67,14 +67,15 @@ class GoalServer:
         """Lets the thread end after the goal at hand."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def from_uri(self, scorer: Scorer, uri: str, subgoals: bool) -> Goal:
+    def from_uri(self, scorer: Scorer, uri: str, subgoals: bool) -> MadeGoal:
         """A goal out of a file, or of one of each camera where the name has `{camera}` in it. Raises GoalError."""
         if self._cameras > 1 and CAMERA not in uri:
             text = f"{uri!r} is one file for {self._cameras} cameras; write {CAMERA} where the camera's name belongs"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
         files = [resolve_goal(uri.replace(CAMERA, name), self._goals_dir) for name in self._names]
         limits = [self._node.get_parameter(n).value for n in ("max_compressed_bytes", "max_pixels", "max_goal_frames")]
-        return goal_from_files(scorer, files, *limits, subgoals)
+        goal = goal_from_files(scorer, files, *limits, subgoals)
+        return MadeGoal(goal, uri, goal_targets(goal, files[0], *limits[:2]))
 
     async def _on_set_goal(self, request: Request, response: Response) -> Response:
         job: Job[Response] = Job(self._wake.trigger)
@@ -82,15 +83,15 @@ class GoalServer:
         return await job
 
     def _on_goal_image(self, message: Image) -> None:
-        def make(scorer: Scorer) -> tuple[Goal, str]:
-            return scorer.goal_from_frames([self._single(message)], "goal_image"), "goal_image"
+        def make(scorer: Scorer) -> MadeGoal:
+            return _from_view(scorer, (self._single(message),), "goal_image")
 
         self._thread.submit(lambda: self._set(make, Response(), new_episode=False))
 
     def _answer(self, request: Request, response: Response) -> Response:
         return self._set(lambda scorer: self._requested(scorer, request), response, request.reset_episode)
 
-    def _set(self, make: Callable[[Scorer], tuple[Goal, str]], response: Response, new_episode: bool) -> Response:
+    def _set(self, make: Callable[[Scorer], MadeGoal], response: Response, new_episode: bool) -> Response:
         response.initial_distance = float("nan")
         holder = self._scorer()
         try:
@@ -99,8 +100,9 @@ class GoalServer:
             if not holder.scorer.reward.needs_goal:
                 text = f"the reward {holder.scorer.reward_name} takes no goal; configure the node with another reward"
                 raise GoalError(Response.RESULT_WRONG_STATE, text)
-            goal, source = make(holder.scorer)
-            response.initial_distance = holder.set_goal(goal, source, new_episode)
+            made = make(holder.scorer)
+            goal = made.goal
+            response.initial_distance = holder.set_goal(goal, made.source, new_episode, made.targets)
             response.result = Response.RESULT_SUCCESS
             response.message = f"goal {goal.name} is in force, subgoals: {len(goal.milestones)}"
             self._on_change()
@@ -116,18 +118,18 @@ class GoalServer:
         response.goal_id = goal_now.name if goal_now else ""
         return response
 
-    def _requested(self, scorer: Scorer, request: Request) -> tuple[Goal, str]:
+    def _requested(self, scorer: Scorer, request: Request) -> MadeGoal:
         if request.camera:
             text = f"camera is {request.camera!r}, but a goal is always for all cameras; leave the field empty"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
         if request.source == Request.FROM_IMAGE:
-            return scorer.goal_from_frames([self._single(request.image)], "image"), "image"
+            return _from_view(scorer, (self._single(request.image),), "image")
         if request.source == Request.FROM_CURRENT_FRAME:
             newest = self._newest()
             if None in newest:
                 raise GoalError(Response.RESULT_NOT_FOUND, "no camera frame has arrived; activate the node first")
             view = tuple(self._pixels(message) for message in newest if message is not None)
-            return scorer.goal_from_frames([view], "current_frame"), "current_frame"
+            return _from_view(scorer, view, "current_frame")
         if request.source not in (Request.FROM_FILE, Request.FROM_VIDEO_SUBGOALS):
             text = f"source is {request.source}; use one of the FROM_ constants of v2r_msgs/srv/SetGoal"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
@@ -135,7 +137,7 @@ class GoalServer:
         if subgoals and scorer.reward_name != "uvd":
             text = f"the reward {scorer.reward_name} has no subgoals; configure the node with reward:=uvd"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
-        return self.from_uri(scorer, request.uri, subgoals), request.uri
+        return self.from_uri(scorer, request.uri, subgoals)
 
     def _single(self, message: Image | CompressedImage) -> Frame:
         if self._cameras > 1:
@@ -148,3 +150,8 @@ class GoalServer:
             return self._decode(message)
         except ImageError as error:
             raise GoalError(Response.RESULT_INVALID_IMAGE, str(error)) from error
+
+
+def _from_view(scorer: Scorer, view: tuple[Frame, ...], name: str) -> MadeGoal:
+    """A goal out of one image of each camera."""
+    return MadeGoal(scorer.goal_from_frames([view], name), name, (small_target(view[0]),))

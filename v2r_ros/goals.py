@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
-from v2r_core.deploy.goals import GOAL_SUFFIX
+from v2r_core.deploy.goals import GOAL_SUFFIX, read_goal_image
 from v2r_core.deploy.stream import Scorer
+from v2r_core.overlay import small_target
 from v2r_core.rewards.goal import Goal, goal_name, load_goal
 from v2r_core.video import Video, VideoError, open_video
 from v2r_core.video.pixels import ImageError, decode_compressed
@@ -33,6 +35,22 @@ class GoalError(ValueError):
     def __init__(self, result: int, message: str) -> None:
         super().__init__(message)
         self.result = result
+
+
+@dataclass(frozen=True)
+class MadeGoal:
+    """A goal that is ready to be set.
+
+    Attributes:
+        goal: the goal.
+        source: where it came from.
+        targets: small pictures of its subgoals in their order, of the first camera, for the overlay; empty where there
+            are none, as of a saved goal.
+    """
+
+    goal: Goal
+    source: str
+    targets: tuple[Frame, ...] = ()
 
 
 def is_video(uri: str) -> bool:
@@ -123,6 +141,41 @@ def goal_from_files(
             return scorer.goal_from_video(Together(videos), name, subgoals)
     except (ImageError, VideoError, OSError) as error:
         raise GoalError(Result.RESULT_INVALID_IMAGE, f"{name}: {error}") from error
+
+
+def goal_targets(goal: Goal, file: Path, max_bytes: int, max_pixels: int) -> tuple[Frame, ...]:
+    """Small pictures of a goal's subgoals out of the file that it was made from, see `MadeGoal`.
+
+    Args:
+        goal: made by `goal_from_files`.
+        file: that of the first camera.
+        max_bytes: as there.
+        max_pixels: as there.
+
+    Raises:
+        GoalError: the file has changed since, and can no longer be read.
+    """
+    suffix = file.suffix.lower()
+    if suffix == GOAL_SUFFIX:
+        return ()
+    try:
+        if suffix in IMAGE_SUFFIXES:
+            return (small_target(_read_image(file, max_bytes, max_pixels)),)
+        with open_video(file) as video:
+            return tuple(small_target(video[int(number)]) for number in goal.milestone_frames)
+    except (ImageError, VideoError, OSError, IndexError) as error:
+        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name}: {error}") from error
+
+
+def bundle_targets(folder: Path, goal: Goal) -> tuple[Frame, ...]:
+    """Small pictures of the subgoals of a bundle's own goal: its files goal*.png, if there is one for each."""
+    files = sorted(folder.glob("goal*.png"))
+    if len(files) != len(goal.milestones):
+        return ()
+    try:
+        return tuple(small_target(read_goal_image(file)) for file in files)
+    except (OSError, ValueError):  # a picture for the eye; the goal does not need it
+        return ()
 
 
 def _saved_goal(file: Path, max_bytes: int) -> Goal:

@@ -27,7 +27,7 @@ from v2r_msgs.msg import Reward, RewardInfo
 from v2r_ros import parameters, qos
 from v2r_ros.describe import diagnostics, reward_info
 from v2r_ros.goal_server import GoalServer
-from v2r_ros.goals import is_video
+from v2r_ros.goals import bundle_targets, is_video
 from v2r_ros.images import compressed_to_rgb, message_to_rgb, rgb_to_message
 from v2r_ros.lifecycle import GuardedLifecycleNode
 from v2r_ros.mailbox import Mailbox
@@ -104,11 +104,12 @@ class RewardNode(GuardedLifecycleNode):
             max_gap=self._timeout_ns * 1e-9,
             cameras=self._cameras,
             max_skew=self._parameter("max_camera_skew"),
+            targets=bundle_targets(bundle.path, scorer.goal) if scorer.goal else (),
         )
         new.set_scale(self._parameter("reward_scale"), self._parameter("reward_clip"))
         if uri := self._parameter("goal"):
-            goal = self._goals.from_uri(scorer, uri, subgoals=scorer.reward_name == "uvd" and is_video(uri))
-            new.set_goal(goal, uri)
+            made = self._goals.from_uri(scorer, uri, subgoals=scorer.reward_name == "uvd" and is_video(uri))
+            new.set_goal(made.goal, uri, targets=made.targets)
         self._scorer = new
         self._publish_info()
         self.get_logger().info(
@@ -191,7 +192,7 @@ class RewardNode(GuardedLifecycleNode):
                 self._rewards.publish(reward)
                 self._telemetry.add(now_ns * 1e-9, seconds, reward.inference_ms)
                 if scored.frame is not None and self._overlays.get_subscription_count():
-                    overlay = rgb_to_message(_overlay(scored.frame, reward))
+                    overlay = rgb_to_message(_overlay(scored.frame, reward, scored.target))
                     overlay.header = reward.header
                     self._overlays.publish(overlay)
             except Exception as error:  # the context may be gone in the middle of a shutdown
@@ -288,7 +289,7 @@ class RewardNode(GuardedLifecycleNode):
         return self.get_clock().now().nanoseconds
 
 
-def _overlay(frame: Frame, reward: Reward) -> Frame:
+def _overlay(frame: Frame, reward: Reward, target: Frame | None) -> Frame:
     return draw_overlay(
         frame,
         reward=reward.reward,
@@ -297,6 +298,7 @@ def _overlay(frame: Frame, reward: Reward) -> Frame:
         subgoal_index=reward.subgoal_index,
         subgoal_count=reward.subgoal_count,
         status=Status(reward.status).name.lower(),
+        target=target,
     )
 
 

@@ -26,11 +26,19 @@ MAX_DURATION_S = 2**31 - 1
 
 @dataclass(frozen=True)
 class Scored:
-    """One answer: the message, what went wrong in words (empty: nothing), and the frame where it was readable."""
+    """One answer.
+
+    Attributes:
+        message: the reward.
+        problem: what went wrong in words; empty: nothing.
+        frame: the image of the first camera, where it was readable.
+        target: picture of the subgoal that is being pursued, where there is one.
+    """
 
     message: Reward
     problem: str
     frame: Frame | None
+    target: Frame | None = None
 
 
 class MessageScorer:
@@ -50,6 +58,7 @@ class MessageScorer:
         max_gap: float = MAX_GAP,
         cameras: Sequence[str] = ("",),
         max_skew: float = 0.1,
+        targets: Sequence[Frame] = (),
     ) -> None:
         """Wraps a scorer.
 
@@ -61,10 +70,12 @@ class MessageScorer:
             max_gap: seconds between two stamps above which their difference is no step: the reward is NaN.
             cameras: their names, the one that sets the pace first.
             max_skew: seconds that the stamps of several cameras may lie apart.
+            targets: see `set_goal`.
         """
         self.scorer = scorer
         self.goal_source = goal_source
         self.cameras = tuple(cameras)
+        self._targets = tuple(targets)
         self._decode = decode
         self._max_skew = max_skew
         self._judge = StreamJudge(scorer, max_stamp_future, max_gap)
@@ -85,13 +96,14 @@ class MessageScorer:
         """Whether the camera is so slow that the reward's window can never fill."""
         return self._judge.too_slow
 
-    def set_goal(self, goal: Goal, source: str, new_episode: bool = False) -> float:
+    def set_goal(self, goal: Goal, source: str, new_episode: bool = False, targets: Sequence[Frame] = ()) -> float:
         """Puts a goal in force between two frames; the next frame ends no step, so its reward is NaN.
 
         Args:
             goal: the goal.
             source: where it came from.
             new_episode: also count a new episode; otherwise the running one goes on.
+            targets: small pictures of its subgoals, one each or none at all.
 
         Returns:
             Distance from the newest scored frame to it; NaN before the first.
@@ -102,6 +114,7 @@ class MessageScorer:
         with self._lock:
             self._judge.set_goal(goal, new_episode)
             self.goal_source = source
+            self._targets = tuple(targets)
             return float(self.scorer.distances_to_goal().mean())
 
     def set_scale(self, scale: float, clip: float) -> None:
@@ -161,9 +174,10 @@ class MessageScorer:
             if len(self.cameras) > 1 and judged.sample is not None:
                 message.component_names = list(self.cameras)
                 message.component_values = (-self.scorer.distances_to_goal()).tolist()
+            target = self._targets[message.subgoal_index] if message.subgoal_index < len(self._targets) else None
         message.dropped_frames = dropped
         message.inference_ms = (time.perf_counter() - start) * 1e3
-        return Scored(message, judged.problem, frame)
+        return Scored(message, judged.problem, frame, target)
 
     def _view(self, images: Images, stamp_ns: int) -> tuple[Frame, ...]:
         """The frames of all cameras, if their stamps lie close enough together."""

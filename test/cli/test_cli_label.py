@@ -2,11 +2,8 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "label"))
 from recordings import START, STEP, clutter, images, raw, read_bag, square_frames, write_bag
 
 from v2r_core.cli.main import main

@@ -13,8 +13,10 @@ from synthetic_video import moving_square
 
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer
+from v2r_core.overlay import TARGET_SIDE
+from v2r_core.rewards.goal import goal_from_demonstration
 from v2r_msgs.srv import SetGoal
-from v2r_ros.goals import GoalError, goal_from_files, resolve_goal
+from v2r_ros.goals import GoalError, bundle_targets, goal_from_files, goal_targets, resolve_goal
 
 Result = SetGoal.Response
 MEGA = 1 << 20
@@ -126,3 +128,30 @@ def test_saved_goals_that_are_none(clip: Path, goals: Path, scorer: Scorer) -> N
         with pytest.raises(GoalError, match=message) as caught:
             goal_from_files(scorer, [file], limit, MEGA, 10, False)
         assert caught.value.result == Result.RESULT_INVALID_IMAGE
+
+
+def test_pictures_of_goals(goals: Path, scorer: Scorer, clip: Path, tmp_path: Path) -> None:
+    """One for each subgoal, small, in their order; a saved goal has none."""
+    frames = moving_square()
+    image = goals / "goal.png"
+    (shown,) = goal_targets(goal_from_files(scorer, [image], MEGA, MEGA, 10, False), image, MEGA, MEGA)
+    np.testing.assert_array_equal(shown, frames[-1])
+    split = goal_from_demonstration(scorer.embed(frames), "split", [10, 25, 39])
+    targets = goal_targets(split, clip, MEGA, MEGA)
+    for number, target in zip(split.milestone_frames, targets, strict=True):
+        assert np.abs(target.astype(int) - frames[number]).mean() < 6
+    split.save(tmp_path / "saved.safetensors")
+    assert goal_targets(split, tmp_path / "saved.safetensors", MEGA, MEGA) == ()
+    Image.fromarray(np.zeros((900, 1200, 3), np.uint8)).save(goals / "large.png")
+    (large,) = goal_targets(split, goals / "large.png", MEGA, 2 * MEGA)
+    assert large.shape == (round(TARGET_SIDE * 0.75), TARGET_SIDE, 3)
+
+
+def test_pictures_in_a_bundle(goals: Path, scorer: Scorer, tmp_path: Path) -> None:
+    goal = goal_from_files(scorer, [goals / "goal.png"], MEGA, MEGA, 10, False)
+    assert bundle_targets(tmp_path, goal) == ()
+    Image.fromarray(moving_square()[-1]).save(tmp_path / "goal.png")
+    (shown,) = bundle_targets(tmp_path, goal)
+    np.testing.assert_array_equal(shown, moving_square()[-1])
+    (tmp_path / "goal.png").write_text("no image at all")
+    assert bundle_targets(tmp_path, goal) == ()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from node_harness import make_graph
 from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import CompressedImage, Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "label"))
 from recordings import (
     COMPRESSED,
     IMAGE_TOPIC,
@@ -26,6 +22,7 @@ from recordings import (
     square_frames,
     write_bag,
 )
+from sensor_msgs.msg import CompressedImage, Image
 from toy_rewards import write_learned_bundle
 
 from v2r_core import CLIPS, DEFAULT_BUNDLE

@@ -20,7 +20,7 @@ from tiny_bundle import write_tiny_bundle
 
 from v2r_msgs.msg import Reward, RewardInfo
 from v2r_msgs.srv import SetGoal
-from v2r_ros.graph import ACTIVATE, CLEANUP, DEACTIVATE
+from v2r_ros.graph import ACTIVATE, CLEANUP, DEACTIVATE, GraphError
 from v2r_ros.images import rgb_to_compressed, rgb_to_message
 
 FRAMES = moving_square()
@@ -235,6 +235,42 @@ def test_overlay_is_there_when_somebody_looks(node: NodeUnderTest) -> None:
         node.answer(FRAMES[3])
     assert pictures[-1].height > pictures[-1].width * FRAMES[0].shape[0] / FRAMES[0].shape[1]
     assert np.frombuffer(pictures[-1].data, np.uint8).max() > 200
+
+
+def corner(node: NodeUnderTest, pictures: list, frame: np.ndarray) -> np.ndarray:
+    """The upper right corner of the overlay of that frame, where the picture of the subgoal is: (60, 80, 3)."""
+    for _ in range(20):
+        header = node.answer(frame).header
+        try:
+            node.wait(lambda header=header: any(each.header == header for each in pictures), 1.0)
+            break
+        except GraphError:
+            continue
+    (picture,) = [each for each in pictures if each.header == header]
+    whole = np.frombuffer(picture.data, np.uint8).reshape(picture.height, picture.width, 3)
+    return whole[20:80, -100:-20].astype(int)
+
+
+def test_the_overlay_shows_what_is_pursued(node: NodeUnderTest) -> None:
+    """The last frame of the demonstration, then the image that becomes the goal, then the frame that does."""
+    from sensor_msgs.msg import Image
+
+    pictures: list[Image] = []
+    node.graph.node.create_subscription(Image, "/reward_node/overlay", pictures.append, 100)
+    white, black, grey = (np.full_like(FRAMES[0], level) for level in (255, 0, 128))
+
+    def pictured(frame: np.ndarray) -> np.ndarray:
+        wide = PillowImage.fromarray(frame).resize((106, 80))
+        return np.asarray(wide)[10:70, 16:96].astype(int)
+
+    # The video is compressed, and the goal's frame around the picture lies outside what is compared.
+    assert np.abs(corner(node, pictures, black) - pictured(FRAMES[-1])).mean() < 6
+    done = set_goal(node, source=SetGoal.Request.FROM_IMAGE, image=rgb_to_compressed(white))
+    assert done.result == SetGoal.Response.RESULT_SUCCESS
+    assert (corner(node, pictures, black) > 250).all()
+    node.answer(grey)
+    assert set_goal(node, source=SetGoal.Request.FROM_CURRENT_FRAME).result == SetGoal.Response.RESULT_SUCCESS
+    assert (np.abs(corner(node, pictures, black) - 128) < 3).all()
 
 
 def refusal(tmp_path: Path, **parameters: object) -> str:

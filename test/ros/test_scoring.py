@@ -13,7 +13,7 @@ from toy_rewards import write_learned_bundle
 
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer, Status
-from v2r_core.rewards.goal import goal_from_images
+from v2r_core.rewards.goal import goal_from_demonstration, goal_from_images
 from v2r_msgs.msg import Reward
 from v2r_ros.images import message_to_rgb, rgb_to_message
 from v2r_ros.scoring import MessageScorer, latency
@@ -395,3 +395,23 @@ def test_the_first_camera_sets_the_pace_and_a_late_second_one_costs_no_turn(tmp_
     assert good[-1].component_names == ["left", "right"]
     assert np.isnan(good[-1].component_values).all()
     assert math.isfinite(good[-1].reward) and math.isnan(good[-1].value)
+
+
+def test_each_answer_has_the_picture_of_the_subgoal_it_works_towards(tiny_bundle: Path) -> None:
+    inner = Scorer(load_bundle(tiny_bundle), "uvd", providers=["cpu"])
+    frames = moving_square()
+    goal = goal_from_demonstration(inner.embed(frames), "split", [12, 25, 39])
+    targets = [np.full((4, 4, 3), number, np.uint8) for number in range(3)]
+    scorer = MessageScorer(inner, lambda m: message_to_rgb(m, 1 << 20))
+    assert scorer.score(image(frames[0], START), START).target is None
+    scorer.set_goal(goal, "split", targets=targets)
+    pursued = set()
+    for number, frame in enumerate(frames, 1):
+        stamp = START + number * SECOND // 30
+        scored = scorer.score(image(frame, stamp), stamp)
+        assert scored.target is targets[scored.message.subgoal_index]
+        pursued.add(scored.message.subgoal_index)
+    assert len(pursued) > 1
+    # Without pictures of its own a goal is not shown with those of the one before.
+    scorer.set_goal(goal, "saved")
+    assert scorer.score(image(frames[0], START + 3 * SECOND), START + 3 * SECOND).target is None

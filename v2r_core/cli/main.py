@@ -10,7 +10,10 @@ from typing import Any
 VERBS = {
     "train": "a representation or a reward from your own videos",
     "score": "rewards of a video: curve.csv, curve.png, summary.json",
-    "label": "rewards for recorded data: rosbags",
+    "label": "rewards for recorded data: rosbags, LeRobot datasets, videos",
+    "view": "what is labelled, in Rerun or as an .rrd file",
+    "report": "one offline HTML page about what is labelled",
+    "convert": "one kind of recording as another: rosbags, LeRobot datasets, videos",
     "eval": "how good an encoder or a reward is",
     "decompose": "the subgoals of a demonstration, as a picture (UVD)",
     "goal": "a goal as a file, calibrated on several executions",

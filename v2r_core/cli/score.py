@@ -18,13 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from v2r_core import DEFAULT_BUNDLE
-from v2r_core.cli.overlay import write_overlay
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.goals import GOAL_SUFFIX, is_image, read_goal_image
 from v2r_core.deploy.own_end import Counted, score_towards_own_end
 from v2r_core.deploy.stream import Scorer, Status, VideoScore
+from v2r_core.label.overlay_video import subgoal_pictures, write_overlay
 from v2r_core.plot import draw_curve
-from v2r_core.rewards.goal import Goal, goal_name, load_goal
+from v2r_core.rewards.goal import goal_name, load_goal
 from v2r_core.rewards.quality import bumps, voc
 from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video
@@ -99,7 +99,7 @@ class Score:
 
             if goal == LAST:
                 scored, own = score_towards_own_end(scorer, video, ticks("scoring", len(video)))
-                return scored, _pictures(video, own)
+                return scored, subgoal_pictures(video, own)
             targets = _set_goal(scorer, goal, ticks) if goal else []
             return scorer.score(video, ticks("scoring", len(video))), targets
 
@@ -155,11 +155,7 @@ def _set_goal(scorer: Scorer, goal: str, ticks: Callable[[str, int], Callable[[i
         frames = Counted(demonstration, ticks("demonstration", len(demonstration)))
         scorer.set_goal(scorer.goal_from_video(frames, goal_name(demonstration.name)))
         assert scorer.goal is not None
-        return _pictures(demonstration, scorer.goal)
-
-
-def _pictures(video: Video, goal: Goal) -> list[Frame]:
-    return [video[int(index)] for index in goal.milestone_frames]
+        return subgoal_pictures(demonstration, scorer.goal)
 
 
 def write_csv(path: Path, scored: VideoScore) -> None:

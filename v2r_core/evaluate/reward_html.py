@@ -12,6 +12,7 @@ import numpy as np
 from v2r_core.evaluate.reward_figures import bar_plot, choose_shown, curve_plot, film_strip
 from v2r_core.evaluate.reward_report import ModelReport, RewardReport, confusion, lined_up, show
 from v2r_core.evaluate.reward_row import Row, words
+from v2r_core.page import facts, heading, make_page, table, write_page
 from v2r_core.plot import LINES
 
 HEADLINES = (
@@ -32,74 +33,23 @@ DRAWN = ("voc_success", "auroc", "pair_accuracy", "bumps")
 BY_TASK = ("voc_success", "auroc", "pair_accuracy", "dense_spearman")
 
 _STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 75rem; padding: 1rem; color: #1a1a1a; background: #fff;
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #bbb; }
-h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
-.wide { overflow-x: auto; } .wide:focus { outline: 3px solid #0072b2; }
-table { border-collapse: collapse; font-size: .875rem; margin: .5rem 0; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th[scope=row], thead th:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #777; background: #fff; }
-tbody th[scope=rowgroup] { text-align: left; padding-top: .9rem; border-bottom: 1px solid #777; }
-button { font: inherit; font-weight: 600; color: #004f80; background: none; border: 0; padding: 0; cursor: pointer;
-  text-decoration: underline; text-align: inherit; }
-button:focus-visible, summary:focus-visible { outline: 3px solid #0072b2; }
-small { color: #4a4a4a; } td small { display: block; max-width: 11rem; white-space: normal; margin-left: auto; }
 .rewards { font-weight: 600; }
-img { max-width: 100%; height: auto; } .strip { display: block; border-left: 8px solid; margin: 0 0 .2rem; }
+.strip { display: block; border-left: 8px solid; margin: 0 0 .2rem; }
 .strip img { display: block; width: 100%; max-width: 36rem; }
 .strip figcaption { font-size: .85rem; padding-left: .4rem; }
-figure { margin: 0; } .plots { display: flex; flex-wrap: wrap; gap: .8rem; } .plots figure { max-width: 26rem; }
+.plots { display: flex; flex-wrap: wrap; gap: .8rem; } .plots figure { max-width: 26rem; }
 .plots figcaption { font-size: .9rem; font-weight: 600; }
-details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
-dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { dl { display: block; } body { padding: .6rem; } }
-"""
-
-_SCRIPT = """
-document.querySelectorAll('table.sortable').forEach(function (table) {
-  table.querySelectorAll('thead button').forEach(function (button) {
-    button.addEventListener('click', function () {
-      var head = button.closest('th'), column = Array.prototype.indexOf.call(head.parentNode.children, head);
-      var up = head.getAttribute('aria-sort') === 'descending';
-      table.querySelectorAll('thead th').forEach(function (other) { other.removeAttribute('aria-sort'); });
-      head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
-      var body = table.tBodies[0], rows = Array.prototype.slice.call(body.rows);
-      rows.sort(function (a, b) {
-        var x = a.cells[column].dataset.value, y = b.cells[column].dataset.value;
-        if (x === undefined || y === undefined) { return (x === undefined) - (y === undefined); }
-        var order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-        return up ? order : -order;
-      });
-      rows.forEach(function (row) { body.appendChild(row); });
-    });
-  });
-});
 """
 
 
 def write_html(path: Path, report: RewardReport) -> None:
     """Writes the report, by rename."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(make_html(report), encoding="utf-8")
-    partial.replace(path)
+    write_page(path, make_html(report))
 
 
 def make_html(report: RewardReport) -> str:
     """The whole file."""
-    title = f"Rewards on {report.data.name or report.data}"
-    # Nothing but what is in this file may load, whatever a label or a file name says.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>",
-        f"<h1>{escape(title)}</h1>",
         *_data(report),
         *_headlines(report),
         *_all_metrics(report.models),
@@ -107,16 +57,15 @@ def make_html(report: RewardReport) -> str:
         *_confusions(report),
         *_episodes(report),
         *_reading(),
-        f"</main><script>{_SCRIPT}</script></body></html>\n",
     ]
-    return "\n".join(parts)
+    return make_page(f"Rewards on {report.data.name or report.data}", parts, _STYLE)
 
 
 def _data(report: RewardReport) -> Iterable[str]:
     labels = [episode.labels for episode in report.plan.episodes]
     success = sum(bool(each.success) for each in labels)
     unknown = sum(each.success is None for each in labels)
-    facts = {
+    about = {
         "folder": str(report.data),
         "episodes": f"{len(labels)}, {success} of them successes"
         + (f", {unknown} without a label for success" if unknown else ""),
@@ -124,27 +73,19 @@ def _data(report: RewardReport) -> Iterable[str]:
         "goals": report.plan.goals.source,
         "scored changed too": f"{len(report.plan.subset)} episodes, chosen with seed {report.options.seed}",
     }
-    facts |= {f"made: {key}": str(value) for key, value in report.about.items()}
-    facts |= {f"left out: {name}": why for name, why in report.left_out.items()}
-    yield "<h2>What was judged</h2>" + _facts(facts)
+    about |= {f"made: {key}": str(value) for key, value in report.about.items()}
+    about |= {f"left out: {name}": why for name, why in report.left_out.items()}
+    yield "<h2>What was judged</h2>" + facts(about)
     for model in report.models:
         role = "control" if model.control else "reward"
-        about = {"kind": model.run.model.kind, **model.run.model.about, "seconds": f"{model.run.seconds:.0f}"}
-        yield f"<details><summary>{escape(model.run.model.name)} ({role})</summary>{_facts(about)}</details>"
-
-
-def _facts(facts: dict[str, str]) -> str:
-    rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
-    return f"<dl>{rows}</dl>"
+        standing = {"kind": model.run.model.kind, **model.run.model.about, "seconds": f"{model.run.seconds:.0f}"}
+        yield f"<details><summary>{escape(model.run.model.name)} ({role})</summary>{facts(standing)}</details>"
 
 
 def _headlines(report: RewardReport) -> Iterable[str]:
     models = report.models
     rows = {row.key: row for row in models[0].rows}
-    heads = [
-        f'<th scope="col"><button type="button">{escape(rows[key].title)}</button>{_direction(rows[key])}</th>'
-        for key in HEADLINES
-    ]
+    heads = [heading(rows[key].title, _direction(rows[key])) for key in HEADLINES]
     lines = []
     for model in models:
         own = {row.key: row for row in model.rows}
@@ -152,8 +93,8 @@ def _headlines(report: RewardReport) -> Iterable[str]:
         kind = "" if model.control else ' class="rewards"'
         lines.append(f"<tr{kind}>{_name_cell(model)}{cells}</tr>")
     yield "<h2>At a glance</h2><p>A column's button sorts by it. In brackets: 95 % bootstrap intervals.</p>"
-    head = '<th scope="col"><button type="button">model</button></th>' + "".join(heads)
-    yield _table("Headline numbers", head, lines, sortable=True)
+    head = heading("model") + "".join(heads)
+    yield table("Headline numbers", head, lines, sortable=True)
     names = [model.run.model.name for model in models]
     rewards = sum(not model.control for model in models)
     plots = []
@@ -168,9 +109,7 @@ def _headlines(report: RewardReport) -> Iterable[str]:
 
 def _all_metrics(models: Sequence[ModelReport]) -> Iterable[str]:
     yield "<h2>All metrics</h2>"
-    head = '<th scope="col">metric</th>' + "".join(
-        f'<th scope="col">{escape(model.run.model.name)}</th>' for model in models
-    )
+    head = "".join(heading(name, sorts=False) for name in ("metric", *(model.run.model.name for model in models)))
     lines, section = [], ""
     for rows in lined_up(models):
         if rows[0].section != section:
@@ -178,7 +117,7 @@ def _all_metrics(models: Sequence[ModelReport]) -> Iterable[str]:
             lines.append(f'<tr><th scope="rowgroup" colspan="{len(models) + 1}">{escape(section)}</th></tr>')
         cells = "".join(_cell(row) for row in rows)
         lines.append(f'<tr><th scope="row">{escape(rows[0].title)}{_direction(rows[0])}</th>{cells}</tr>')
-    yield _table("Each metric of each model", head, lines)
+    yield table("Each metric of each model", head, lines)
 
 
 def _by_task(models: Sequence[ModelReport]) -> Iterable[str]:
@@ -188,15 +127,12 @@ def _by_task(models: Sequence[ModelReport]) -> Iterable[str]:
         tasks = sorted({task for row in found for task in row.groups})
         if not tasks:
             continue
-        head = "".join(
-            f'<th scope="col"><button type="button">{escape(name)}</button></th>'
-            for name in ("task", *(model.run.model.name for model in models))
-        )
+        head = "".join(heading(name) for name in ("task", *(model.run.model.name for model in models)))
         lines = []
         for task in tasks:
             cells = "".join(_number_cell(row.groups.get(task, math.nan)) for row in found)
             lines.append(f'<tr><th scope="row" data-value="{escape(task, quote=True)}">{escape(task)}</th>{cells}</tr>')
-        yield _table(found[0].title, head, lines, sortable=True)
+        yield table(found[0].title, head, lines, sortable=True)
 
 
 def _confusions(report: RewardReport) -> Iterable[str]:
@@ -207,14 +143,14 @@ def _confusions(report: RewardReport) -> Iterable[str]:
     yield "The best goal of each row is bold; it should be on the diagonal, which is framed.</p>"
     for model in shown:
         tasks, matrix = confusion(model.run, report.plan)
-        head = '<th scope="col">episode</th>' + "".join(f'<th scope="col">{escape(task)}</th>' for task in tasks)
+        head = "".join(heading(name, sorts=False) for name in ("episode", *tasks))
         lines = []
         for place, (task, line) in enumerate(zip(tasks, matrix, strict=True)):
             best = int(np.nanargmax(line)) if np.isfinite(line).any() else -1
             cells = "".join(_confusion_cell(n, column == best, column == place) for column, n in enumerate(line))
             lines.append(f'<tr><th scope="row">{escape(task)}</th>{cells}</tr>')
-        table = _table(model.run.model.name, head, lines)
-        yield f"<details><summary>{escape(model.run.model.name)}</summary>{table}</details>"
+        goals = table(model.run.model.name, head, lines)
+        yield f"<details><summary>{escape(model.run.model.name)}</summary>{goals}</details>"
 
 
 def _confusion_cell(number: float, best: bool, diagonal: bool) -> str:
@@ -260,16 +196,6 @@ one task with each other, with ties counted half, and are then averaged over tas
 resamples of tasks and of episodes inside a task. A number that is undefined, such as the correlation of a constant
 curve, is counted and shown as undefined, never left out silently. The control <em>frame number</em> looks at no frame:
 what it reaches is what a metric gives away for free.</p>"""
-
-
-def _table(caption: str, head: str, lines: Sequence[str], sortable: bool = False) -> str:
-    kind = ' class="sortable"' if sortable else ""
-    label = escape(caption, quote=True)
-    return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{label}"><table{kind}>'
-        f"<caption>{escape(caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
 
 
 def _name_cell(model: ModelReport) -> str:

@@ -16,7 +16,7 @@ class PartialFolder:
 
     Attributes:
         folder: itself.
-        journal: file in it that outlives a run that ends early.
+        journal: file or folder in it that outlives a run that ends early.
         product: folder or file in it that `finish` moves to the final name; not there at the beginning.
     """
 
@@ -81,7 +81,7 @@ class PartialFolder:
             if self.folder.exists():
                 self._restore()
                 self._clear()
-                if not self.journal.exists() or not self.journal.stat().st_size:
+                if not _holds_anything(self.journal):
                     shutil.rmtree(self.folder, ignore_errors=True)
         finally:
             os.close(self._lock)
@@ -98,10 +98,17 @@ class PartialFolder:
     def _clear(self) -> None:
         """Removes everything but lock and journal."""
         for path in self.folder.iterdir():
+            if path.name in ("lock", self.journal.name):
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name not in ("lock", self.journal.name):
+            else:
                 path.unlink()
+
+
+def _holds_anything(path: Path) -> bool:
+    """True for a folder or file that is not empty."""
+    return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from v2r_core.deploy.folder import Strict
 from v2r_core.deploy.stream import Status
+from v2r_core.label.complete import complete
 from v2r_core.rewards.reward import RewardCurve, RewardKind
 
 METADATA = b"v2r_labels"
@@ -70,6 +70,14 @@ class Labels:
         return len(self.stamps)
 
 
+def need_tables() -> None:
+    """Raises RuntimeError where Parquet cannot be read and written; for who wants to know before hours of work."""
+    try:
+        import pyarrow.parquet  # noqa: F401, PLC0415 (170 MB that a robot does not need)
+    except ImportError as error:
+        raise RuntimeError(f"tables of labels need pyarrow ({error}); pip install -e '.[label]'") from error
+
+
 def write_labels(path: Path, labels: Labels) -> None:
     """Writes a Parquet file, which appears under its name only when it is complete.
 
@@ -78,8 +86,10 @@ def write_labels(path: Path, labels: Labels) -> None:
 
     Raises:
         OSError: the file cannot be written.
+        RuntimeError: pyarrow is not installed.
     """
-    import pyarrow as pa  # noqa: PLC0415 (170 MB that a robot does not need)
+    need_tables()
+    import pyarrow as pa  # noqa: PLC0415 (see need_tables)
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     codes = pa.array(labels.status.astype(np.int8))
@@ -91,13 +101,8 @@ def write_labels(path: Path, labels: Labels) -> None:
         "status": pa.DictionaryArray.from_arrays(codes, pa.array(_STATUS_NAMES)),
     }
     table = pa.table(columns).replace_schema_metadata({METADATA: labels.origin.model_dump_json()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with complete(path) as half:
         pq.write_table(table, half)
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def read_labels(path: Path) -> Labels:
@@ -106,8 +111,10 @@ def read_labels(path: Path) -> Labels:
     Raises:
         FileNotFoundError: no such file.
         TableError: it is no such file, or damaged.
+        RuntimeError: pyarrow is not installed.
     """
-    import pyarrow as pa  # noqa: PLC0415
+    need_tables()
+    import pyarrow as pa  # noqa: PLC0415 (see need_tables)
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:

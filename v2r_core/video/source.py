@@ -1,7 +1,8 @@
-"""One way to open a video, wherever it is kept: a file, a folder of images, a bag."""
+"""One way to open a video, wherever it is kept: a file, a folder of images, a bag, a LeRobotDataset."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from v2r_core.video.video import Video, VideoError
@@ -19,7 +20,9 @@ def open_video(path: str | Path, *, fps: float = DEFAULT_FOLDER_FPS, lean: bool 
             * a video file (mp4, webm, mkv, avi, mov, gif);
             * a folder of images (png, jpg, jpeg, bmp, webp) in natural order: `2.png` before `10.png`;
             * a rosbag2 folder, or one of its files (mcap, db3), with `:/topic` behind it if it has several image
-              topics, e.g. `recordings/run1:/camera/image_raw`.
+              topics, e.g. `recordings/run1:/camera/image_raw`;
+            * an episode of a LeRobotDataset v3: its folder, `#` and the number, and `/camera` behind that if it has
+              several, e.g. `datasets/pick#3/observation.images.top`.
         fps: frame rate that a folder of images is given, in frames/s; the other sources know theirs.
         lean: decode a video file in one thread and keep no frame: for many open videos, or many processes.
 
@@ -27,7 +30,13 @@ def open_video(path: str | Path, *, fps: float = DEFAULT_FOLDER_FPS, lean: bool 
         FileNotFoundError: nothing there.
         VideoError: not a source of frames, or a damaged one.
     """
-    file, topic = _split_topic(Path(path).expanduser())
+    whole = Path(path).expanduser()
+    if (episode := _split_episode(whole)) is not None:
+        from v2r_core.video.lerobot import LeRobotFolder  # noqa: PLC0415 (pydantic, which most callers do not need)
+
+        folder, number, camera = episode
+        return LeRobotFolder.open(folder).video(number, camera, lean=lean)
+    file, topic = _split_topic(whole)
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file or folder")
     suffix = file.suffix.lower()
@@ -55,6 +64,36 @@ def _split_topic(path: Path) -> tuple[Path, str | None]:
     if not colon or not topic.startswith("/") or path.exists():
         return path, None
     return Path(head), topic
+
+
+def _split_episode(path: Path) -> tuple[Path, int, str | None] | None:
+    """Folder, episode and camera if an episode of a LeRobotDataset is meant.
+
+    Raises:
+        VideoError: a LeRobotDataset is meant, but no episode of it, or an episode of what is none.
+    """
+    if path.exists():
+        if _is_lerobot(path):
+            raise VideoError(
+                f"{path}: is a LeRobotDataset; say which episode, and camera if there are several: {path}#0"
+            )
+        return None
+    head, mark, rest = str(path).rpartition("#")
+    folder = Path(head)
+    if not mark or not folder.is_dir():
+        return None
+    choice = re.fullmatch(r"([0-9]+)(?:/([^/]+))?", rest)
+    if not _is_lerobot(folder):
+        if choice is None:
+            return None
+        raise VideoError(f"{folder}: episode {rest!r} given, but this is no LeRobotDataset; leave `#{rest}` away")
+    if choice is None:
+        raise VideoError(f"{folder}: {rest!r} names no episode of this LeRobotDataset; write {folder}#0, or #0/camera")
+    return folder, int(choice[1]), choice[2]
+
+
+def _is_lerobot(folder: Path) -> bool:
+    return (folder / "meta" / "info.json").is_file()
 
 
 def _is_bag_folder(folder: Path) -> bool:

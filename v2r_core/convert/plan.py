@@ -1,0 +1,210 @@
+"""Which messages make which frame: decided from the times alone, before anything is decoded."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from v2r_core.convert.bag_index import BagIndex
+from v2r_core.convert.grid import NONE, SECOND_NS, median_rate, newest_at, runs, sample_instants, summed
+from v2r_core.convert.parts import LABEL_FIELDS, LeftOut
+from v2r_core.convert.topics import Topics
+from v2r_core.deploy.stream import Status
+
+OLDEST_STEPS, OLDEST_S = 4, 0.2
+"""A message is too old after so many of its topic's own steps, but not before so many seconds."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames that follow one another without a hole.
+
+    Attributes:
+        episode: number of the episode in the recording.
+        instants: (T,) nanoseconds.
+        numbers: (T,) number of the message by topic.
+        task: in words.
+        labels: (T, 5) float64, `LABEL_FIELDS`; None: the recording is not labelled.
+    """
+
+    episode: int
+    instants: NDArray[np.int64]
+    numbers: Mapping[str, NDArray[np.int64]]
+    task: str
+    labels: NDArray[np.float64] | None
+
+
+def oldest(stamps: NDArray[np.int64], wished: float | None) -> float:
+    """How old the newest message of a topic may be, in nanoseconds.
+
+    Args:
+        stamps: (N,) ascending nanoseconds of its messages.
+        wished: seconds; None: `OLDEST_STEPS` of the topic's own steps, at least `OLDEST_S`, and for ever if it has a
+            single message, as what is latched has.
+    """
+    if wished is not None:
+        return wished * SECOND_NS
+    rate = median_rate(stamps)
+    return np.inf if np.isnan(rate) else max(OLDEST_STEPS / rate, OLDEST_S) * SECOND_NS
+
+
+class Planner:
+    """Plans the episodes of a bag."""
+
+    def __init__(
+        self, index: BagIndex, topics: Topics, fps: int, clock: str, max_age: float | None, task: str | None
+    ) -> None:
+        """Sorts the stamps.
+
+        Args:
+            index: of the bag.
+            topics: what is taken.
+            fps: frames a second.
+            clock: see `Track.stamps`.
+            max_age: see `oldest`.
+            task: of all episodes; None: what the topic says.
+        """
+        self._index, self._fps, self._task = index, fps, task
+        self._camera = next(iter(topics.cameras.values()))
+        parts = [part.topic for each in topics.vectors.values() for part in each]
+        self._taken = list(dict.fromkeys([*topics.cameras.values(), *parts]))
+        self._stamps = {topic: index.tracks[topic].stamps(clock) for topic in self._taken}
+        self._places = {topic: np.array(index.tracks[topic].places, np.int64) for topic in self._taken}
+        self._oldest = {topic: oldest(np.sort(self._stamps[topic]), max_age) for topic in self._taken}
+        self._rewards = _Rewards(index, topics.rewards) if topics.rewards is not None else None
+        self.labelled_topic = self._find_labelled(list(topics.cameras.values()))
+
+    def pieces(self, left_out: LeftOut) -> list[Piece]:
+        """All frames, episode by episode.
+
+        An episode has the messages that were recorded between its marks, or where there is no mark, between the images
+        of the episodes beside it. Where the newest message of a topic is older than it may be, or there is none yet,
+        there is no frame; if frames come after that again, they are an episode of their own, since a dataset has a
+        constant rate, and a hole in it would look like a jump of the robot. A frame that would be alone is left out.
+
+        Args:
+            left_out: is told what is left out.
+        """
+        found: list[Piece] = []
+        for number in range(len(self._index.boundaries)):
+            found += self._episode(number, left_out)
+        return found
+
+    def _episode(self, number: int, left_out: LeftOut) -> list[Piece]:
+        order = self._messages_of(number)
+        instants = sample_instants(self._stamps[self._camera][order[self._camera]], self._fps)
+        at = {topic: newest_at(self._stamps[topic][order[topic]], instants) for topic in self._taken}
+        fresh = np.ones(len(instants), bool)
+        for topic in self._taken:
+            fresh &= self._fresh(topic, order[topic], at[topic], instants, fresh, left_out)
+        pieces = list(runs(fresh))
+        alone = [piece for piece in pieces if piece.stop - piece.start == 1]
+        left_out.frames["alone, with no frame before or after"] += len(alone)
+        pieces = [piece for piece in pieces if piece not in alone]
+        left_out.cuts += max(len(pieces) - 1, 0)
+        labelled = self.labelled_topic
+        rows = self._labels(labelled, order[labelled]) if labelled is not None else np.empty((0, 5))
+        found = []
+        for piece in pieces:
+            numbers = {topic: order[topic][at[topic][piece]] for topic in self._taken}
+            labels = _resampled(rows, at[labelled][piece]) if labelled is not None else None
+            place = int(self._places[self._camera][numbers[self._camera][0]])
+            found.append(Piece(number, instants[piece], numbers, self._text(place), labels))
+        return found
+
+    def _messages_of(self, episode: int) -> dict[str, NDArray[np.int64]]:
+        """Numbers of the messages of an episode by topic, in the order of their stamps."""
+        first, last = self._span(episode)
+        order = {}
+        for topic in self._taken:
+            places = self._places[topic]
+            # What was said once for the whole recording holds in all its episodes.
+            inside = np.flatnonzero((places >= first) & (places < last)) if len(places) > 1 else np.zeros(1, np.int64)
+            # Stable: of messages with the same stamp the one that was recorded last counts.
+            order[topic] = inside[np.argsort(self._stamps[topic][inside], kind="stable")]
+        return order
+
+    def _fresh(
+        self,
+        topic: str,
+        order: NDArray[np.int64],
+        at: NDArray[np.int64],
+        instants: NDArray[np.int64],
+        so_far: NDArray[np.bool_],
+        left_out: LeftOut,
+    ) -> NDArray[np.bool_]:
+        """Which frames a topic has a message for. A frame is counted for the first topic that it lacks."""
+        missing = at == NONE
+        old = np.zeros(len(instants), bool)
+        old[~missing] = (instants - self._stamps[topic][order[at]] if len(order) else instants)[~missing] > (
+            self._oldest[topic]
+        )
+        left_out.frames[f"no message of {topic} yet"] += int((missing & so_far).sum())
+        left_out.frames[f"{topic} older than {self._oldest[topic] / SECOND_NS:.3g} s"] += int((old & so_far).sum())
+        return ~missing & ~old
+
+    def _span(self, episode: int) -> tuple[int, int]:
+        """First place of an episode's messages, and the one after the last."""
+        boundaries, images = self._index.boundaries, self._places[self._camera]
+        here = boundaries[episode]
+        before = int(images[here.image - 1]) + 1 if here.image else 0
+        first = before if here.marked is None else here.marked
+        if episode + 1 == len(boundaries):
+            return first, int(np.iinfo(np.int64).max)
+        after = boundaries[episode + 1]
+        return first, int(images[after.image]) if after.marked is None else after.marked
+
+    def _text(self, place: int) -> str:
+        """The task: the newest text before the first frame; if there is none, the first one after it."""
+        if self._task is not None or not self._index.texts:
+            return self._task or ""
+        newest = bisect_left(self._index.texts, (place,)) - 1
+        return self._index.texts[max(newest, 0)][1]
+
+    def _find_labelled(self, cameras: list[str]) -> str | None:
+        """The camera most of whose images have rewards with their stamps."""
+        if self._rewards is None:
+            return None
+        stamps = self._rewards.stamps
+        hits = {each: int(np.isin(self._index.tracks[each].headers, stamps).sum()) for each in cameras}
+        best = max(cameras, key=lambda camera: hits[camera])
+        return best if hits[best] else None
+
+    def _labels(self, camera: str, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        assert self._rewards is not None
+        track = self._index.tracks[camera]
+        return np.array([self._rewards.of(track.headers[each], track.places[each]) for each in numbers])
+
+
+class _Rewards:
+    """The rewards of a bag by the stamps of their images.
+
+    Attributes:
+        stamps: (N,) ascending nanoseconds.
+    """
+
+    def __init__(self, index: BagIndex, topic: str) -> None:
+        stamps, places = np.array(index.rewards["stamp"]), np.array(index.tracks[topic].places)
+        order = np.lexsort((places, stamps))
+        self.stamps, self._places = stamps[order], places[order]
+        self._rows = np.stack([np.array(index.rewards[name], np.float64) for name in LABEL_FIELDS], axis=1)[order]
+
+    def of(self, stamp: int, place: int) -> NDArray[np.float64]:
+        """The label of an image, (5,); of several with its stamp, which a restart makes, the first one after it."""
+        first, last = np.searchsorted(self.stamps, stamp, side="left"), np.searchsorted(self.stamps, stamp, "right")
+        if first == last:
+            return np.array([np.nan, np.nan, np.nan, np.nan, Status.STALE_IMAGE])  # the node had none for it
+        after = first + np.searchsorted(self._places[first:last], place)
+        row: NDArray[np.float64] = self._rows[min(after, last - 1)]
+        return row
+
+
+def _resampled(rows: NDArray[np.float64], at: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Labels of the frames that remain; rewards are summed over the images that do not."""
+    found = rows[at].copy()
+    found[:, 0] = summed(rows[:, 0], at)
+    return found

@@ -1,0 +1,140 @@
+"""What kind a recording is of, and what is in a folder of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from v2r_core.convert.parts import ConvertError, Source, Wishes
+from v2r_core.label.set_writer import read_manifest, read_record
+from v2r_core.label.table import TableError, read_labels
+from v2r_core.label.video_sources import find_sources, is_bag, is_dataset, natural_key
+
+Kind = Literal["lerobot", "videos", "bag"]
+_OWN_FILES = (".mp4", ".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One bag, one video, or one episode of a dataset.
+
+    Attributes:
+        name: for people.
+        open: opens it with wishes and a rate; None: its own rate.
+    """
+
+    name: str
+    open: Callable[[Wishes, int | None], Source]
+
+
+def find_items(path: Path, wishes: Wishes) -> tuple[Kind, list[Item]]:
+    """What there is to convert, in natural order of the names: `2.mp4` before `10.mp4`.
+
+    Args:
+        path: see `ConvertTask.source`.
+        wishes: which must fit the kind.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ConvertError: nothing to convert, both bags and videos, or a wish that makes no sense for it.
+        VideoError: a dataset that cannot be read.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    kind, items = _find(path)
+    of_bags = ("states", "actions", "features", "reward_topic", "task_topic", "episode_topic", "gap", "max_age")
+    if kind != "bag" and (wrong := [name for name in of_bags if getattr(wishes, name) not in ((), None)]):
+        raise ConvertError(f"{path}: {', '.join(wrong)} are wishes for bags, and this is {kind}; leave them away")
+    return kind, items
+
+
+def overlaps(source: Path, out: Path, to: Kind, force: bool) -> None:
+    """Refuses to write where something is that must stay.
+
+    Args:
+        source: stays as it is.
+        out: what is to be written.
+        to: its kind.
+        force: whether it may be replaced.
+
+    Raises:
+        ConvertError: one is in the other.
+        FileExistsError: it is there and may not be replaced, or is not what `v2r convert` would write.
+    """
+    ours, theirs = out.resolve(), source.resolve()
+    if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+        raise ConvertError(f"{out} and {source} overlap, and the source has to stay as it is; give another name")
+    if not out.exists():
+        return
+    if not force:
+        raise FileExistsError(f"{out} exists; give another name, or --force to replace it")
+    if to == "videos":
+        files = [file for file in out.rglob("*") if not file.is_dir()] if out.is_dir() else [out]
+        same = out.is_dir() and all(file.suffix in _OWN_FILES or file.name == ".lock" for file in files)
+    else:
+        same = is_dataset(out) if to == "lerobot" else out.is_dir() and is_bag(out)
+    if not same:
+        raise FileExistsError(f"{out} exists and is no {to}, so it is not replaced; give another name")
+
+
+def _find(path: Path) -> tuple[Kind, list[Item]]:
+    if is_dataset(path):
+        return "lerobot", _dataset(path)
+    record = read_record(path) if path.is_dir() else None
+    if record is not None:
+        done = [name for name, line in read_manifest(path).items() if line.state == "done"]
+        names = sorted(done, key=natural_key)
+        if record.kind == "bags":
+            return "bag", [_bag(path / name, name) for name in names]
+        return "videos", [_video(Path(record.root) / name, name, path / "labels" / f"{name}.parquet") for name in names]
+    if is_bag(path):
+        return "bag", [_bag(path, path.name)]
+    try:
+        found = find_sources([path], Path("/dev/null"))
+    except ValueError as error:
+        raise ConvertError(f"{path}: neither a rosbag2, nor a LeRobotDataset, nor videos ({error})") from error
+    bags = [each for each in found.sources if each.is_bag]
+    if bags and len(bags) < len(found.sources):
+        videos = next(each for each in found.sources if not each.is_bag)
+        raise ConvertError(
+            f"{path}: has both bags ({bags[0].name}) and videos ({videos.name}); convert each kind by itself"
+        )
+    if bags:
+        return "bag", [_bag(each.path, each.name) for each in bags]
+    return "videos", [_video(each.path, each.name, None) for each in found.sources]
+
+
+def _bag(path: Path, name: str) -> Item:
+    def open_it(wishes: Wishes, fps: int | None) -> Source:
+        from v2r_core.convert.bag_source import BagSource  # noqa: PLC0415 (rosbags, which the others do not need)
+
+        return BagSource(path, wishes, fps)
+
+    return Item(name, open_it)
+
+
+def _video(path: Path, name: str, table: Path | None) -> Item:
+    def open_it(wishes: Wishes, fps: int | None) -> Source:
+        from v2r_core.convert.video_source import VideoSource  # noqa: PLC0415 (PyAV)
+
+        try:
+            labels = None if table is None else read_labels(table)
+            return VideoSource(path, name, labels, wishes, fps)
+        except (TableError, FileNotFoundError) as error:
+            raise ConvertError(str(error)) from error
+
+    return Item(name, open_it)
+
+
+def _dataset(path: Path) -> list[Item]:
+    from v2r_core.convert.video_source import DatasetEpisode  # noqa: PLC0415 (pyarrow)
+    from v2r_core.video.lerobot import LeRobotFolder  # noqa: PLC0415
+
+    folder = LeRobotFolder.open(path)
+
+    def episode(number: int) -> Item:
+        return Item(f"{path.name}#{number}", lambda wishes, fps: DatasetEpisode(folder, number, wishes, fps))
+
+    return [episode(number) for number in range(folder.episodes)]

@@ -1,0 +1,92 @@
+"""A labelled LeRobotDataset: per-frame features of rewards, and the camera that they were computed from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from v2r_core.label.table import LabelOrigin, Labels
+from v2r_core.look.labelled import LEROBOT_SET, LabelledEpisode, LabelledSet, NotLabelledError
+from v2r_core.rewards.reward import RewardCurve, RewardKind
+
+PREFIX = "v2r."
+
+
+class _Head(BaseModel):
+    """meta/v2r_labels.json."""
+
+    schema_version: Literal[1]
+    camera: str
+    model: str
+    model_sha256: str
+    reward: str
+    reward_kind: RewardKind
+    goal_source: str = ""
+
+
+def lerobot_set(path: Path) -> LabelledSet:
+    """The episodes of a labelled LeRobotDataset v3; one is read at a time.
+
+    Raises:
+        NotLabelledError: what says how it was labelled is damaged, or features are missing.
+        ValueError: the dataset cannot be read.
+    """
+    from v2r_core.video.lerobot import LeRobotFolder  # noqa: PLC0415 (pyarrow)
+
+    try:
+        head = _Head.model_validate_json((path / LEROBOT_SET).read_bytes())
+    except ValidationError as error:
+        raise NotLabelledError(f"{path / LEROBOT_SET} is damaged ({error}); label the dataset again") from error
+    folder = LeRobotFolder.open(path)
+    missing = [
+        name for name in ("reward", "value", "progress", "uncertainty", "status") if _name(name) not in folder.features
+    ]
+    if missing:
+        raise NotLabelledError(f"{path} lacks the features {', '.join(map(_name, missing))}; label the dataset again")
+
+    def read(place: int) -> LabelledEpisode:
+        def column(name: str) -> NDArray[np.float64]:
+            return np.asarray(folder.column(place, name), np.float64).reshape(folder.length(place))
+
+        blank = np.full(folder.length(place), np.nan)
+        curve = RewardCurve(
+            reward=column(_name("reward")),
+            raw_reward=blank,
+            value=column(_name("value")),
+            progress=column(_name("progress")),
+            subgoal_index=np.zeros(len(blank), np.int64),
+            subgoal_count=np.zeros(len(blank), np.int64),
+            uncertainty=column(_name("uncertainty")),
+        )
+        origin = LabelOrigin(
+            source=f"{path}#{place}/{head.camera}",
+            name=_episode(place),
+            reward=head.reward,
+            kind=head.reward_kind,
+            goal="; ".join(folder.tasks(place)),
+            goal_source=head.goal_source,
+            model=head.model,
+            model_sha256=head.model_sha256,
+        )
+        labels = Labels(origin, column("timestamp"), curve, column(_name("status")).astype(np.int64))
+        return LabelledEpisode(_episode(place), labels, lambda: folder.video(place, head.camera))
+
+    about = {
+        "camera": head.camera,
+        "model": head.model,
+        "sha256 of the model": head.model_sha256,
+        "reward": f"{head.reward} ({head.reward_kind.replace('_', ' ')})",
+    }
+    return LabelledSet(path, "lerobot", tuple(map(_episode, range(folder.episodes))), about, read)
+
+
+def _name(field: str) -> str:
+    return PREFIX + field
+
+
+def _episode(place: int) -> str:
+    return f"episode {place}"
