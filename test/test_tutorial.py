@@ -70,6 +70,14 @@ def test_tutorial_runs_as_written(tmp_path: Path) -> None:
     assert (tour / "subgoals" / "subgoals.png").is_file()
     assert (tour / "demo" / "reward.png").is_file()
     assert (tour / "labelled" / "metadata.yaml").read_text().count("/labels/reward") == 1
+    assert len(list((tour / "labels" / "labels").glob("*.parquet"))) == 5
+    assert len(list((tour / "labels" / "overlays").glob("*.mp4"))) == 5
+    assert (tour / "labels_ray" / "labels" / "half.mp4.parquet").is_file()
+    assert "away.mp4" in (tour / "report.html").read_text()
+    assert (tour / "labels.rrd").stat().st_size > 100_000
+    assert list((tour / "dataset_videos").rglob("*.mp4"))
+    assert (tour / "demonstrations_labelled" / "sarm_progress.parquet").is_file()
+    assert summary(tour / "episode_1")["frames"] > 100
 
 
 @pytest.mark.slow

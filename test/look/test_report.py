@@ -138,7 +138,7 @@ def test_a_thousand_episodes_stay_small(tmp_path: Path) -> None:
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], clip: Path) -> None:
     folder = write_video_set(tmp_path, {"a.mp4": rising(12, 0.5, "a.mp4")}, {"b.mp4": "broken"})
     assert main(["report", str(folder), "--out", str(tmp_path / "page.html"), "--shown", "1"]) == 0
-    assert "1 episodes, 0 outliers, 1 without labels" in capsys.readouterr().out
+    assert "episodes: 1, outliers: 0, without labels: 1" in capsys.readouterr().out
     assert (tmp_path / "page.html").read_text().count("<img ") == 1
     assert main(["report", str(clip), "--out", str(tmp_path / "no.html")]) == 1
     assert "label it first" in capsys.readouterr().err

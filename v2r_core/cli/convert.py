@@ -146,7 +146,7 @@ def _report(summary: dict[str, Any]) -> Table:
     table.add_column(style="bold")
     cuts, rewards, tasks = summary["cuts"], summary["rewards"], summary["tasks"]
     rows = {
-        "source": f"{summary['source']} ({summary['kind']}, {summary['recordings']} recordings)",
+        "source": f"{summary['source']} ({summary['kind']}, recordings: {summary['recordings']})",
         "episodes": str(summary["episodes"]) + (f", {cuts} cuts where a topic was silent" if cuts else ""),
         "frames": f"{summary['frames']}, {summary['video_seconds']:.1f} s at {summary['fps']} a second",
         "cameras": ", ".join(f"{name} {size}" for name, size in summary["cameras"].items()),

@@ -6,7 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from v2r_core.cli.label_report import print_report, progress
+from v2r_core.cli.label_report import cost, cost_rows, print_report, progress
 from v2r_core.label.lerobot import DatasetTask, LabelledDataset, label_dataset
 from v2r_core.label.video_labeller import LabellerOptions
 
@@ -46,8 +46,7 @@ def _summarise(task: DatasetTask, done: LabelledDataset, seconds: float) -> dict
         "without_goal": list(done.without_goal),
         "features": list(done.features),
         "reward": done.reward,
-        # What an earlier run had labelled took this one no time.
-        "frames_per_s": None if done.resumed else done.frames / seconds,
+        "cost": cost(done.labelled, done.labelled / done.fps, seconds, done.busy_seconds, done.cpu_seconds),
     }
 
 
@@ -59,9 +58,8 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
         if summary["resumed"]
         else "none",
         "features": ", ".join(summary["features"]),
+        **cost_rows(summary["cost"], "frames"),
     }
-    if summary["frames_per_s"] is not None:
-        rows["speed"] = f"{summary['frames_per_s']:.0f} frames/s, reading and writing the dataset included"
     if summary["without_goal"]:
         rows["without a goal"] = f"episodes {', '.join(map(str, summary['without_goal']))}"
     return rows

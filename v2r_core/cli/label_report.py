@@ -60,14 +60,18 @@ def cost_rows(cost: Mapping[str, float | None], what: str) -> dict[str, str]:
         ("frames_per_s_per_worker", f"{what}/s per worker"),
         ("frames_per_core_s", f"{what} per second of a core"),
     ]
-    rows = {"speed": ", ".join(f"{cost[key]:.0f} {unit}" for key, unit in parts if cost[key] is not None)}
-    if cost["worker_hours_per_1000_h"] is not None:
+    rows = {"speed": ", ".join(f"{number:.0f} {unit}" for key, unit in parts if (number := cost[key]) is not None)}
+    if (workers := cost["worker_hours_per_1000_h"]) is not None:
         cores = cost["core_hours_per_1000_h"]
-        hours = f"{cores:.3g} core-hours, " if cores is not None else ""
+        hours = f"{_hours(cores)} core-hours, " if cores is not None else ""
         rows[f"{HOURS:,} h of video"] = (
-            f"{hours}{cost['worker_hours_per_1000_h']:.3g} worker-hours, at {cost['fps']:.3g} frames/s as here"
+            f"{hours}{_hours(workers)} worker-hours, at {cost['fps']:.3g} frames/s as here"
         )
     return rows
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def counted(statuses: Mapping[str, int]) -> str:

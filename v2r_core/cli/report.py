@@ -47,6 +47,6 @@ class Report:
             found = write_report(
                 self.out, labelled, ReportOptions(self.shown), lambda done, _: bar.update(ticks, completed=done)
             )
-        failed = f", {len(found.failed)} without labels" if found.failed else ""
-        print(f"{len(found.episodes)} episodes, {len(found.outliers)} outliers{failed}; written to {self.out}")
+        failed = f", without labels: {len(found.failed)}" if found.failed else ""
+        print(f"episodes: {len(found.episodes)}, outliers: {len(found.outliers)}{failed}; written to {self.out}")
         return 0

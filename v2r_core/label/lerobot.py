@@ -51,6 +51,10 @@ class LabelledDataset:
     Attributes:
         episodes: of the dataset.
         frames: of all episodes.
+        fps: their rate.
+        labelled: frames that this run has labelled.
+        busy_seconds: wall time of all workers together for them, their start not included.
+        cpu_seconds: processor time of all workers together for them.
         resumed: episodes that an interrupted run had labelled already.
         failed: why, by number of the episode.
         without_goal: episodes that the table of goals does not name.
@@ -61,6 +65,10 @@ class LabelledDataset:
 
     episodes: int
     frames: int
+    fps: float
+    labelled: int
+    busy_seconds: float
+    cpu_seconds: float
     resumed: int
     failed: dict[int, str]
     without_goal: tuple[int, ...]
@@ -131,6 +139,10 @@ def label_dataset(
     return LabelledDataset(
         episodes=folder.episodes,
         frames=sum(folder.length(episode) for episode in range(folder.episodes)),
+        fps=folder.fps,
+        labelled=run.labelled,
+        busy_seconds=run.busy_seconds,
+        cpu_seconds=run.cpu_seconds,
         resumed=run.resumed,
         failed=dict(sorted(run.failed.items())),
         without_goal=tuple(run.without_goal),
@@ -196,6 +208,7 @@ class _Run:
     """The labels of the episodes, kept as files as they come.
 
     Attributes:
+        labelled, busy_seconds, cpu_seconds: see `LabelledDataset`.
         resumed: episodes whose labels were there already.
         failed: why, by number of the episode.
         without_goal: episodes that have no goal.
@@ -214,7 +227,8 @@ class _Run:
         self._identity = [model.sha256, model.reward, list(options.providers), camera]
         self._tables = tables
         self._known: dict[str | None, list[object]] = {}
-        self.resumed = 0
+        self.resumed = self.labelled = 0
+        self.busy_seconds = self.cpu_seconds = 0.0
         self.failed: dict[int, str] = {}
         self.without_goal: list[int] = []
 
@@ -238,6 +252,9 @@ class _Run:
         with closing(label_all(tasks, self._options, workers, ray)) as outcomes:
             for outcome in outcomes:
                 self._keep(left[outcome.number], outcome.labels, outcome.error)
+                self.labelled += len(outcome.labels or ())
+                self.busy_seconds += outcome.seconds
+                self.cpu_seconds += outcome.cpu_seconds
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)
