@@ -13,7 +13,8 @@ from tiny_bundle import write_tiny_bundle
 
 from v2r_core.cli.main import main
 from v2r_core.label.cluster import TRIES
-from v2r_core.label.pool import Outcome, label_all
+from v2r_core.label.outcome import Outcome
+from v2r_core.label.pool import label_all
 from v2r_core.label.video_labeller import LabellerOptions, VideoTask
 
 ray = pytest.importorskip("ray", reason="the extra cluster is not installed")

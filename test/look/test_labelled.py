@@ -26,7 +26,8 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.label.rosbag import BagTask, label_bag
-from v2r_core.look.labelled import NotLabelledError, open_labelled
+from v2r_core.look.labelled import open_labelled
+from v2r_core.look.labelled_set import NotLabelledError
 from v2r_core.video.video import VideoError
 
 REWARD = "/reward_node/reward"

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
+from v2r_core.cli.label_options import LabelOptions
 from v2r_core.cli.label_report import cost, cost_rows, counted, print_report, progress, rows_table
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.label.bags import LabelledBags, label_bags
 from v2r_core.label.rosbag import BagTask, LabelledBag, label_bag
 from v2r_core.label.video_labeller import LabellerOptions
 
-if TYPE_CHECKING:
-    from v2r_core.cli.label import Label
 
-
-def run_bag(options: Label) -> int:
+def run_bag(options: LabelOptions) -> int:
     """Labels one bag and reports.
 
     Raises:
@@ -36,7 +34,7 @@ def run_bag(options: Label) -> int:
     return 0
 
 
-def run_bags(options: Label) -> int:
+def run_bags(options: LabelOptions) -> int:
     """Labels all bags of folders and reports; 1 if one of them failed.
 
     Raises:
@@ -61,7 +59,7 @@ def run_bags(options: Label) -> int:
     return 1 if done.failed else 0
 
 
-def _task(options: Label) -> BagTask:
+def _task(options: LabelOptions) -> BagTask:
     return BagTask(
         options.sources[0].expanduser(),
         options.out,
@@ -74,7 +72,7 @@ def _task(options: Label) -> BagTask:
     )
 
 
-def _summarise_all(options: Label, done: LabelledBags, seconds: float) -> dict[str, Any]:
+def _summarise_all(options: LabelOptions, done: LabelledBags, seconds: float) -> dict[str, Any]:
     return {
         "root": done.record.root,
         "out": str(options.out),

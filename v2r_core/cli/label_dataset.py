@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from v2r_core.cli.label_options import LabelOptions
 from v2r_core.cli.label_report import cost, cost_rows, print_report, progress
 from v2r_core.label.lerobot import DatasetTask, LabelledDataset, label_dataset
 from v2r_core.label.video_labeller import LabellerOptions
 
-if TYPE_CHECKING:
-    from v2r_core.cli.label import Label
 
-
-def run_dataset(options: Label) -> int:
+def run_dataset(options: LabelOptions) -> int:
     """Labels a dataset and reports; 1 if an episode failed.
 
     Raises:

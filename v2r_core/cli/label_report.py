@@ -64,9 +64,7 @@ def cost_rows(cost: Mapping[str, float | None], what: str) -> dict[str, str]:
     if (workers := cost["worker_hours_per_1000_h"]) is not None:
         cores = cost["core_hours_per_1000_h"]
         hours = f"{_hours(cores)} core-hours, " if cores is not None else ""
-        rows[f"{HOURS:,} h of video"] = (
-            f"{hours}{_hours(workers)} worker-hours, at {cost['fps']:.3g} frames/s as here"
-        )
+        rows[f"{HOURS:,} h of video"] = f"{hours}{_hours(workers)} worker-hours, at {cost['fps']:.3g} frames/s as here"
     return rows
 
 

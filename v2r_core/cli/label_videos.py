@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from v2r_core.cli.label_options import LabelOptions
 from v2r_core.cli.label_report import cost, cost_rows, counted, print_report, progress
 from v2r_core.label.video_labeller import LabellerOptions
 from v2r_core.label.videos import LabelledVideos, VideosTask, label_videos
 
-if TYPE_CHECKING:
-    from v2r_core.cli.label import Label
 
-
-def run_videos(options: Label) -> int:
+def run_videos(options: LabelOptions) -> int:
     """Labels videos and reports; 1 if one of them failed.
 
     Raises:
@@ -33,7 +31,7 @@ def run_videos(options: Label) -> int:
     return 1 if done.failed else 0
 
 
-def _summarise(options: Label, done: LabelledVideos, seconds: float) -> dict[str, Any]:
+def _summarise(options: LabelOptions, done: LabelledVideos, seconds: float) -> dict[str, Any]:
     record = done.record
     return {
         "root": record.root,

@@ -13,7 +13,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from v2r_core.look.labelled import LabelledSet, open_labelled
+from v2r_core.look.labelled import open_labelled
+from v2r_core.look.labelled_set import LabelledSet
 from v2r_core.look.rerun_log import LogCounts, LogOptions, blueprint, log_episodes, need_rerun, new_recording
 
 DEFAULT_FILE = Path("out/view.rrd")

@@ -15,7 +15,7 @@ from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD, PROGRESS
 from v2r_core.label.lerobot_tables import write_json
 from v2r_core.label.lerobot_writer import LeRobotWriter
 from v2r_core.label.partial import PartialFolder
-from v2r_core.look.labelled import LEROBOT_SET
+from v2r_core.look.labelled_set import LEROBOT_SET
 from v2r_core.video.lerobot_schema import Feature
 
 _REWARD = Feature(dtype="float32", shape=(1,))

@@ -29,7 +29,7 @@ from v2r_core.convert.provenance import read_starts
 from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD
 from v2r_core.label.lerobot_writer import COUNTERS
 from v2r_core.label.table import Labels
-from v2r_core.look.labelled import LEROBOT_SET
+from v2r_core.look.labelled_set import LEROBOT_SET
 from v2r_core.video.lerobot import LeRobotFolder
 from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video

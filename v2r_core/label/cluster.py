@@ -14,17 +14,15 @@ import socket
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from v2r_core.label.outcome import Outcome
 from v2r_core.label.table import Labels
 from v2r_core.label.video_labeller import LabellerOptions, VideoLabeller, VideoTask
 from v2r_core.label.workers import Done, attempt, describe
-
-if TYPE_CHECKING:
-    from v2r_core.label.pool import Outcome
 
 MOST_BLOCKS = 4096
 """What goes to an actor at once is one video, until there are more than so many: each block costs the driver memory."""
@@ -56,8 +54,6 @@ def label_on_ray(
     Raises:
         RuntimeError: Ray is not installed or not there, or an actor cannot load the model.
     """
-    from v2r_core.label.pool import Outcome  # noqa: PLC0415 (which offers this module)
-
     if not tasks:
         return
     with _connected(address) as resources:

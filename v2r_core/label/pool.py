@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
+from v2r_core.label.outcome import Outcome
 from v2r_core.label.table import Labels
 from v2r_core.label.video_labeller import LabellerOptions, VideoLabeller, VideoTask
-from v2r_core.label.workers import Done, run_all
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a task.
-
-    Attributes:
-        number: its place among the tasks, from 0.
-        labels: None if it failed.
-        error: why it failed; empty if it did not.
-        seconds: wall time that it took, the start of its worker not included.
-        cpu_seconds: processor time of its worker meanwhile, all threads together; 0 if the worker died.
-    """
-
-    number: int
-    labels: Labels | None
-    error: str
-    seconds: float
-    cpu_seconds: float = 0.0
-
-    @classmethod
-    def of(cls, done: Done[Labels]) -> Outcome:
-        """The same in other words."""
-        return cls(done.number, done.result, done.error, done.seconds, done.cpu_seconds)
+from v2r_core.label.workers import run_all
 
 
 def label_all(
@@ -58,7 +34,7 @@ def label_all(
         RuntimeError: workers die while they load it; Ray is not installed or not there.
     """
     if ray is not None:
-        from v2r_core.label.cluster import label_on_ray  # noqa: PLC0415 (it takes from here what it gives)
+        from v2r_core.label.cluster import label_on_ray  # noqa: PLC0415 (Ray takes seconds to load)
 
         yield from label_on_ray(tasks, options, workers, ray)
         return

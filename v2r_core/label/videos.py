@@ -16,7 +16,8 @@ from typing import Literal
 from v2r_core.deploy.bundle import Bundle, load_bundle
 from v2r_core.deploy.stream import Status
 from v2r_core.label.goals import BUNDLE, LAST
-from v2r_core.label.pool import Outcome, label_all
+from v2r_core.label.outcome import Outcome
+from v2r_core.label.pool import label_all
 from v2r_core.label.set_writer import Looks, ManifestLine, SetRecord, SetWriter, read_record
 from v2r_core.label.table import need_tables, write_labels
 from v2r_core.label.video_goals import VideoGoals, goal_file, plan_video_goals

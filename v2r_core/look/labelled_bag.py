@@ -21,7 +21,7 @@ from rosbags.typesys.store import Typestore
 from v2r_core.deploy.stream import Status
 from v2r_core.label.messages import REWARD, REWARD_INFO, SECOND_NS, label_types, read_header
 from v2r_core.label.table import LabelOrigin, Labels
-from v2r_core.look.labelled import LabelledEpisode, LabelledSet, NotLabelledError
+from v2r_core.look.labelled_set import LabelledEpisode, LabelledSet, NotLabelledError
 from v2r_core.rewards.reward import RewardCurve, RewardKind
 from v2r_core.video.bag import COMPRESSED, RAW, BagVideo, open_bag
 from v2r_core.video.resize import Frame

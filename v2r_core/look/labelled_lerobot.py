@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from v2r_core.label.table import LabelOrigin, Labels
-from v2r_core.look.labelled import LEROBOT_SET, LabelledEpisode, LabelledSet, NotLabelledError
+from v2r_core.look.labelled_set import LEROBOT_SET, LabelledEpisode, LabelledSet, NotLabelledError
 from v2r_core.rewards.reward import RewardCurve, RewardKind
 
 PREFIX = "v2r."

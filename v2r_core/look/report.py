@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from v2r_core.deploy.stream import Status
-from v2r_core.look.labelled import LabelledSet
+from v2r_core.look.labelled_set import LabelledSet
 from v2r_core.look.report_pictures import LEFT, RIGHT, WIDTH, bars_svg, curve_svg, film_strip, status_words
 from v2r_core.look.report_stats import (
     BINS,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from v2r_core.deploy.stream import Status
 from v2r_core.label.table import Labels
-from v2r_core.look.labelled import LabelledEpisode
+from v2r_core.look.labelled_set import LabelledEpisode
 from v2r_core.look.report_stats import VALID
 from v2r_core.page import data_uri
 from v2r_core.plot import BLUE, FAINT, GREEN, INK, VERMILION

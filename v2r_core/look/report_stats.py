@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2r_core.deploy.stream import Status
-from v2r_core.look.labelled import LabelledEpisode, LabelledSet
+from v2r_core.look.labelled_set import LabelledEpisode, LabelledSet
 from v2r_core.rewards.quality import bumps, voc
 
 CURVE_POINTS = 50

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from v2r_core.deploy.stream import Status
-from v2r_core.look.labelled import LabelledEpisode, LabelledSet
+from v2r_core.look.labelled_set import LabelledEpisode, LabelledSet
 from v2r_core.overlay import draw_overlay
 from v2r_core.plot import BLUE, GREEN, ORANGE, PURPLE
 from v2r_core.video.resize import Frame
