@@ -79,10 +79,18 @@ document.querySelectorAll('p.filter').forEach(function (line) {
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes a page, which appears under its name only when it is complete."""
+    """Writes a page, which appears under its name only when it is complete.
+
+    Raises:
+        OSError: it cannot be written; nothing is left then.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        # Names of files need not be text in any encoding.
+        partial.write_text(text, encoding="utf-8", errors="replace")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def make_page(title: str, parts: Iterable[str], style: str = "") -> str:

@@ -152,8 +152,8 @@ def goal_targets(goal: Goal, file: Path, max_bytes: int, max_pixels: int) -> tup
         max_bytes: as there.
         max_pixels: as there.
 
-    Raises:
-        GoalError: the file has changed since, and can no longer be read.
+    Returns:
+        One a subgoal; none for a saved goal, and where the file can no longer be read: the goal holds without them.
     """
     suffix = file.suffix.lower()
     if suffix == GOAL_SUFFIX:
@@ -163,13 +163,14 @@ def goal_targets(goal: Goal, file: Path, max_bytes: int, max_pixels: int) -> tup
             return (small_target(_read_image(file, max_bytes, max_pixels)),)
         with open_video(file) as video:
             return tuple(small_target(video[int(number)]) for number in goal.milestone_frames)
-    except (ImageError, VideoError, OSError, IndexError) as error:
-        raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name}: {error}") from error
+    except (GoalError, ImageError, VideoError, OSError, IndexError):
+        return ()
 
 
 def bundle_targets(folder: Path, goal: Goal) -> tuple[Frame, ...]:
     """Small pictures of the subgoals of a bundle's own goal: its files goal*.png, if there is one for each."""
-    files = sorted(folder.glob("goal*.png"))
+    # goal_2.png comes before goal_10.png.
+    files = sorted(folder.glob("goal*.png"), key=lambda file: (len(file.name), file.name))
     if len(files) != len(goal.milestones):
         return ()
     try:

@@ -48,6 +48,15 @@ def test_what_was_left_out_is_said_and_the_exit_code_is_1(tmp_path: Path, capsys
     assert "not taken /command: " in said
 
 
+def test_brackets_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_bag(tmp_path / "[bold]bag", episode(frames=5, mark=False))
+    assert command("[bold]bag", "[red]out", "--to", "lerobot", "--task", "put the [red] cube into [/b]").run() == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "put the [red] cube into [/b]" in said
+    assert "written to [red]out" in said and "source [bold]bag" in said
+
+
 @pytest.mark.parametrize("option", ["--fps", "--gap", "--max-age"])
 def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, option: str):
     with pytest.raises(ValueError, match=f"{option} 0.*above 0"):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from clip_writer import write_video
+from PIL import Image
 from recordings import IMAGE_TOPIC, clutter, episode_end, images, read_bag, square_frames, write_bag
 
 from v2r_core.cli.label import Label
@@ -114,6 +115,8 @@ def test_bags_that_fail_or_change(run, bags, tmp_path):
     summary = json.loads(printed)
     assert sorted(summary["failed"]) == ["day2/run2", "empty", "run1"]
     assert "--force" in summary["failed"]["run1"]
+    code, printed, _ = run(bags, "--json")
+    assert json.loads(printed)["kept"] == 2, "a run that was refused changes nothing"
     code, printed, _ = run(bags, "--json", "--goal", "last", "--force")
     summary = json.loads(printed)
     assert (summary["labelled"], list(summary["failed"])) == (2, ["empty"])
@@ -127,6 +130,74 @@ def test_a_bag_that_was_complete_before_it_could_be_said(run, bags, tmp_path):
     path.write_text("".join(line for line in lines if '"begun"' in line))
     code, printed, _ = run(bags, "--json")
     assert (code, json.loads(printed)["kept"]) == (0, 2)
+
+
+def test_goals_of_a_table_of_bags(run, bags, tmp_path):
+    """Another picture under the same name is another goal."""
+    frames = square_frames()
+    Image.fromarray(frames[0]).save(tmp_path / "goal.png")
+    (tmp_path / "goals.csv").write_text("episode,goal\n0,goal.png\n")
+    assert run(bags, "--goal", tmp_path / "goals.csv")[0] == 0
+    code, printed, _ = run(bags, "--goal", tmp_path / "goals.csv", "--json")
+    assert (code, json.loads(printed)["kept"]) == (0, 2)
+    Image.fromarray(frames[30]).save(tmp_path / "goal.png")
+    code, printed, _ = run(bags, "--goal", tmp_path / "goals.csv", "--json")
+    assert sorted(json.loads(printed)["failed"]) == ["day2/run2", "run1"]
+    code, printed, _ = run(bags, "--goal", tmp_path / "goals.csv", "--json", "--force")
+    assert json.loads(printed)["labelled"] == 2
+
+
+def test_a_part_of_the_bags_joins_what_there_is(run, bags):
+    run(bags)
+    code, printed, errors = run(bags / "day2", "--json")
+    assert (code, errors) == (0, "")
+    assert (json.loads(printed)["bags"], json.loads(printed)["kept"]) == (1, 1)
+
+
+def test_a_bag_that_goes_away_fails_alone(run, bags, monkeypatch):
+    from v2r_core.label import bags as module
+
+    def measure(path):
+        if path.name == "run1":
+            raise FileNotFoundError(f"{path}: gone")
+        return 1, 1
+
+    monkeypatch.setattr(module, "measure", measure)
+    code, printed, _ = run(bags, "--json")
+    summary = json.loads(printed)
+    assert (code, summary["labelled"]) == (1, 1)
+    assert summary["failed"]["run1"].endswith("run1: gone")
+
+
+def test_names_are_printed_as_they_are(run, tmp_path):
+    """What looks like markup would vanish from the summary, or end it with an error after hours of work."""
+    folder = tmp_path / "videos" / "x["
+    folder.mkdir(parents=True)
+    (folder / "b].mp4").touch()
+    (folder / "[red]:smile:.mp4").touch()
+    write_video(tmp_path / "videos" / "good.mp4", count=20)
+    code, printed, errors = run(tmp_path / "videos")
+    assert (code, errors) == (1, "")
+    for name in ("x[/b].mp4", "x[/[red]:smile:.mp4"):
+        assert name in "".join(printed.split())
+
+
+def test_ctrl_c(run, videos, monkeypatch):
+    from v2r_core.cli import label_videos
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(label_videos, "label_videos", interrupted)
+    code, printed, errors = run(videos)
+    assert (code, printed) == (130, "")
+    assert errors == "v2r label: interrupted; the same command goes on from here\n"
+
+
+def test_ray_that_takes_the_videos_for_an_address(run, videos):
+    code, _, errors = run("--ray", videos)
+    assert code == 1
+    assert f"write --ray local {videos}" in errors
 
 
 def test_bags_among_videos_are_videos(run, bags, videos, tmp_path):
@@ -153,6 +224,8 @@ REFUSED = [
     ("videos", ["--workers", "-1"], "--workers -1: 0 or more"),
     ("videos", ["--threads", "-1"], "--threads -1: 0 (all cores) or more"),
     ("videos", ["--goal", "nothing.png"], "nothing.png: no such goal"),
+    ("bags", ["--goal", "nothing.png"], "nothing.png: no such goal"),
+    ("bags", ["--goal", "nothing.csv"], "nothing.csv: no such table"),
     ("videos", ["--model", "nothing"], "nothing"),
     ("nothing", [], "nothing: no such file"),
 ]
@@ -207,6 +280,20 @@ def test_marks_end_episodes_in_all_bags(run, tmp_path):
     write_bag(tmp_path / "bags" / "run1", [*frames, episode_end(frames[20][0] + 1)])
     code, printed, _ = run(tmp_path / "bags", "--json")
     assert (code, json.loads(printed)["episodes"]) == (0, 2)
+
+
+def test_an_episode_that_fails(run, tmp_path):
+    """The copy is there then: the same command would not try again."""
+    from lerobot_data import square_frames, write_dataset
+
+    from v2r_core.label.lerobot_tables import FileLimits
+
+    folder = write_dataset(tmp_path / "pick", (5, 5), square_frames, limits=FileLimits(3, 1e-6, 1e-6))
+    sorted(folder.rglob("*.mp4"))[1].unlink()
+    code, printed, _ = run(folder)
+    assert code == 1
+    assert "1 failed; their frames have the status internal_error" in " ".join(printed.split())
+    assert "tried again" not in printed
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -214,10 +214,24 @@ def test_an_episode_in_which_an_image_changes_its_size_is_taken_back(tmp_path: P
     assert [len(numbers(folder, number)) for number in range(2)] == [20, 20]
     assert "image 30 of /front/image_raw is 96x96, the first one 96x48; split" in result.failed["a"]
     assert "1 episodes before that stay" in result.failed["a"]
+    assert (result.episodes, result.frames) == (2, 40)
     alone = bags / "a"
     with pytest.raises(ConvertError, match="split the recording"):
         convert(ConvertTask(alone, tmp_path / "one", "lerobot", Wishes(images=("/front/image_raw",))))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bags", "bags_dataset"]
+
+
+@pytest.mark.parametrize("topic", ["/reward_node/reward", "/task", "/front/image_raw", "/joint_states"])
+def test_a_damaged_message_stops_no_other_bag(tmp_path: Path, topic: str):
+    bags = tmp_path / "bags"
+    rows = [*episode(), text("put", START - SECOND), reward(1.0, START)]
+    write_bag(bags / "a", [(*row[:3], row[3][:-7] if row[1] == topic else row[3]) for row in rows])
+    write_bag(bags / "b", rows)
+    wishes = Wishes(images=("/front/image_raw",), states=("/joint_states",), task_topic="/task")
+    _, result = converted(bags, wishes)
+    assert list(result.failed) == ["a"]
+    assert topic in result.failed["a"] and "record it again" in result.failed["a"]
+    assert (result.episodes, result.frames) == (1, 20)
 
 
 def test_bags_of_different_make_do_not_go_into_one_dataset(tmp_path: Path):

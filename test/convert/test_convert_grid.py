@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from array import array
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from v2r_core.convert.bag_index import BagIndex, Boundary, Track
 from v2r_core.convert.grid import NONE, SECOND_NS, median_rate, newest_at, runs, sample_instants, summed
+from v2r_core.convert.joints import Streams
 from v2r_core.convert.parts import LeftOut
 from v2r_core.convert.plan import Planner, oldest
 from v2r_core.convert.topics import Part, Topics
@@ -108,7 +110,7 @@ def _index(images: list[int], others: list[int], camera_places: list[int]) -> Ba
         return Track(array("q", [0] * len(stamps)), array("q", [MS * stamp for stamp in stamps]), array("q", at))
 
     tracks = {"/camera": track(images, camera_places), "/state": track(others, state_places)}
-    return BagIndex(tracks, [Boundary(0, None)])
+    return BagIndex(Streams(Path("bag"), ()), tracks, [Boundary(0, None)])
 
 
 @settings(max_examples=200)

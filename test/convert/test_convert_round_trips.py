@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from clip_writer import number_of, numbered, write_video
 from PIL import Image
 from robot_bags import START, STATE_TOPIC, episode, image, read_bag, reward, text, write_bag
 
-from v2r_core.convert.bag_sink import BagSink
+from v2r_core.convert.bag_sink import BagSink, topic_name
 from v2r_core.convert.parts import ConvertError, Episode, Layout, Sample, Vector, Wishes
 from v2r_core.convert.run import Converted, ConvertTask, Kind, convert
 from v2r_core.label.table import Labels, read_labels
@@ -193,6 +194,39 @@ def test_an_episode_is_taken_back_from_a_bag(tmp_path: Path):
     times = [time for time, _ in found["/front/image_raw"]]
     assert np.diff(times).tolist() == [SECOND // 10] * 3 + [10 * SECOND, SECOND // 10]
     assert [path.name for path in tmp_path.iterdir()] == ["bag"]
+
+
+def test_features_become_topics_that_ros_can_play(tmp_path: Path):
+    names = ("observation.environment state", "observation.state.vel-x", "1st..number", "action")
+    assert [topic_name(name) for name in names] == [
+        "/observation/environment_state",
+        "/observation/state/vel_x",
+        "/_1st/number",
+        "/action",
+    ]
+    layout = Layout(10, {"observation.images.cam-high": (48, 96)}, {"a b": Vector(1)})
+    sink = BagSink(tmp_path / "bag", layout, False, set(), raw=True)
+    sink.begin(Episode("0", "", 0, 1, lambda: iter(())))
+    sink.add(Sample({"observation.images.cam-high": numbered(1)}, {"a b": np.float32([2])}))
+    sink.end()
+    sink.finish()
+    assert read_bag(tmp_path / "bag").keys() == {"/cam_high/image_raw", "/a_b", "/task", "/episode"}
+    for taken in ("task", "a-b"):
+        double = Layout(10, layout.cameras, {"a b": Vector(1), taken: Vector(1)})
+        with pytest.raises(ConvertError, match=r"two features would be the topic /(task|a_b); rename"):
+            BagSink(tmp_path / "other", double, False, set(), raw=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bag"]
+
+
+def test_a_dataset_that_says_its_channels_first_is_said_in_the_right_size(tmp_path: Path):
+    made(robot_bag(tmp_path / "bag"), tmp_path / "dataset", "lerobot")
+    info = tmp_path / "dataset/meta/info.json"
+    features = json.loads(info.read_text())
+    features["features"][FRONT] |= {"shape": [3, 48, 96], "names": ["channels", "height", "width"]}
+    info.write_text(json.dumps(features))
+    result = made(tmp_path / "dataset", tmp_path / "again", "videos")
+    assert result.layout is not None
+    assert result.layout.cameras[FRONT] == (48, 96)
 
 
 @pytest.mark.parametrize("to", ["lerobot", "videos", "bag"])

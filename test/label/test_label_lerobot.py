@@ -304,6 +304,14 @@ def test_a_bad_episode_fails_alone(original: Path, model: Path, tmp_path: Path) 
     assert stats["v2r.value"]["count"] == [sum(map(len, good))]
 
 
+def test_a_dataset_without_the_numbers_of_its_frames(tmp_path: Path, model: Path) -> None:
+    folder = write_dataset(tmp_path / "pick", (4,), square_frames)
+    edit_table(folder / "data/chunk-000/file-000.parquet", lambda table: table.drop_columns("index"))
+    with pytest.raises(VideoError, match=r"file-000\.parquet: no column 'index'"):
+        label_dataset(DatasetTask(folder, tmp_path / "out"), LabellerOptions(model))
+    assert not (tmp_path / "out").exists()
+
+
 def test_when_all_fail_nothing_is_made(tmp_path: Path, model: Path) -> None:
     folder = write_dataset(tmp_path / "pick", (4,), square_frames)
     next(folder.rglob("*.mp4")).unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -20,8 +21,9 @@ from recordings import images, square_frames, write_bag
 from tiny_bundle import write_tiny_bundle
 from toy_rewards import write_learned_bundle
 
-from v2r_core.label.set_writer import MANIFEST, SetWriter, read_manifest, read_record
+from v2r_core.label.set_writer import MANIFEST, ManifestLine, SetWriter, read_manifest, read_record
 from v2r_core.label.table import read_labels
+from v2r_core.label.video_goals import VideoGoals
 from v2r_core.label.video_labeller import LabellerOptions, VideoLabeller, VideoTask
 from v2r_core.label.videos import LabelledVideos, VideosTask, label_videos, set_record
 from v2r_core.video.source import open_video
@@ -123,12 +125,12 @@ def test_what_is_a_video(label, folder: Path, tmp_path: Path) -> None:
     expected = ["1.mp4", "2.mp4", "10.mp4", "frames", "runs/run1", "sub/a.mp4", "upper/B.MP4"]
     assert list(read_manifest(out)) == expected
     assert done.left_out == {str(folder / "dataset"): "a LeRobotDataset; label it by itself"}
-    assert (out / "overlays" / "frames.mp4").is_file()
+    assert (out / "overlays" / "frames.overlay.mp4").is_file()
     assert (out / "overlays" / "upper" / "B.MP4").is_file()
     assert len(read_labels(out / "labels" / "runs" / "run1.parquet")) == 15
     assert counts(label(out=out, overlay=True)) == (7, 0, 0)
     other = label(out=tmp_path / "other")
-    assert other.videos == 7, "neither the labels that lie in the folder nor their overlays"
+    assert other.found == 7, "neither the labels that lie in the folder nor their overlays"
 
 
 def test_a_list_of_videos(label, folder: Path, tmp_path: Path) -> None:
@@ -174,6 +176,51 @@ def test_what_has_changed_is_done_again(label, folder: Path, tmp_path: Path) -> 
     assert not (out / "overlays" / "1.mp4").exists()
 
 
+def test_overlays_are_those_of_the_labels(label, folder: Path, tmp_path: Path) -> None:
+    """They are not kept when labels change without them: later they would be taken for those of the new labels."""
+    out, goal = tmp_path / "out", tmp_path / "goal.png"
+    Image.fromarray(numbered(7)).save(goal)
+    label(overlay=True)
+    assert counts(label(goal=str(goal))) == (0, 4, 0)
+    assert not list((out / "overlays").rglob("*.mp4"))
+    assert counts(label(goal=str(goal), overlay=True)) == (0, 4, 0)
+    assert len(list((out / "overlays").rglob("*.mp4"))) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_labels_stay_when_only_the_overlay_fails(label, folder: Path, tmp_path: Path, workers: int) -> None:
+    """On a full disk a run that adds overlays must not cost the labels that there are."""
+    label()
+    before = tables(tmp_path / "out")
+    (tmp_path / "out" / "overlays").touch()
+    done = label(overlay=True, workers=workers)
+    assert counts(done) == (0, 0, 4)
+    assert "overlays" in done.failed["1.mp4"]
+    assert tables(tmp_path / "out") == before
+    (tmp_path / "out" / "overlays").unlink()
+    assert counts(label()) == (4, 0, 0)
+
+
+def test_a_video_beside_the_folder_of_its_frames(label, folder: Path, tmp_path: Path) -> None:
+    (folder / "1").mkdir()
+    for number in range(3):
+        Image.fromarray(numbered(number)).save(folder / "1" / f"{number}.png")
+    label(overlay=True)
+    overlays = tmp_path / "out" / "overlays"
+    with open_video(overlays / "1.mp4") as video, open_video(overlays / "1.overlay.mp4") as frames:
+        assert (len(video), len(frames)) == (20, 3)
+
+
+def test_names_that_are_no_text(label, folder: Path) -> None:
+    strange = os.fsencode(folder) + b"/caf\xe9.mp4"
+    shutil.copy(folder / "1.mp4", strange)
+    done = label()
+    assert counts(done) == (0, 4, 0)
+    assert done.left_out == {f"{folder}/caf\ufffd.mp4": "its name is no UTF-8; rename it"}
+    with pytest.raises(ValueError, match="no UTF-8; rename it"):
+        label(Path(os.fsdecode(strange)))
+
+
 def test_goals(label, folder: Path, tmp_path: Path) -> None:
     out, goal = tmp_path / "out", tmp_path / "goal.png"
     Image.fromarray(numbered(7)).save(goal)
@@ -206,6 +253,21 @@ def test_a_table_of_goals(label, folder: Path, tmp_path: Path) -> None:
     done = label(goal=str(table))
     assert counts(done) == (3, 0, 1)
     assert done.failed["sub/a.mp4"].startswith(f"no goal for it in {table}")
+
+
+def test_names_that_look_like_patterns() -> None:
+    goals = VideoGoals({"a[1].mp4": "x", "b[1].mp4": "y", "c?.mp4": "z"}, "other", "goals.csv")
+    assert [goals.of(name) for name in ("a[1].mp4", "b1.mp4", "c1.mp4", "d.mp4")] == ["x", "y", "z", "other"]
+    assert goals.unused(["a[1].mp4", "b1.mp4"]) == ["c?.mp4"]
+
+
+def test_a_row_for_each_of_many_videos() -> None:
+    names = [f"{number}.mp4" for number in range(20_000)]
+    goals = VideoGoals(dict.fromkeys(names, "last"), None, "goals.csv")
+    start = time.process_time()
+    assert {goals.of(name) for name in names} == {"last"}
+    assert goals.unused(names) == []
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -260,6 +322,26 @@ def test_labels_of_another_model_stay_unless_forced(label, folder: Path, tmp_pat
     assert record is not None
     assert record.reward == "uvd"
     assert counts(label(folder / "1.mp4", reward="uvd", force=True)) == (1, 0, 0)
+
+
+def test_a_list_that_names_what_is_not_in_the_folder(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Somebody else may have written it; what is thrown away lies in the folder."""
+    from v2r_core.deploy.bundle import load_bundle
+
+    bundle, out, mine = load_bundle(tiny_bundle), tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    with SetWriter(out, set_record("bags", tmp_path, bundle, None), force=False) as writer:
+        writer.add(ManifestLine.of("run1", "done", 1, 0.0, "", (1, 1, "x")))
+        (out / "run1").mkdir()
+    path = out / MANIFEST
+    path.write_text(
+        path.read_text() + "".join(path.read_text().replace("run1", n) for n in ("../mine", str(mine), "."))
+    )
+    with SetWriter(out, set_record("bags", tmp_path, bundle, "uvd"), force=True) as writer:
+        assert writer.lines == {}
+    assert mine.is_dir()
+    assert out.is_dir()
+    assert not (out / "run1").exists()
 
 
 def test_two_runs_at_once(label, folder: Path, tmp_path: Path) -> None:

@@ -355,3 +355,31 @@ def test_frames_do_not_pile_up(tmp_path: Path) -> None:
         writer.save_episode("long")
         writer.finish()
     assert grown * 1024 < 60 * frame.nbytes
+
+
+def test_statistics_where_numbers_are_missing() -> None:
+    """An entry that one part has nowhere, e.g. an effort that only some recordings have, is that of the other part."""
+    first = np.array([[1.0, np.nan], [3.0, np.nan]])
+    second = np.array([[5.0, 2.0], [7.0, 4.0], [9.0, 6.0]])
+    for parts in ((first, second), (second, first)):
+        merged = merge_stats(column_stats(parts[0]), column_stats(parts[1]))
+        assert merged is not None
+        np.testing.assert_allclose(merged["mean"], [5.0, 4.0])
+        np.testing.assert_allclose(merged["std"], [np.std([1, 3, 5, 7, 9]), np.std([2, 4, 6])])
+        np.testing.assert_allclose(merged["min"], [1, 2])
+        np.testing.assert_allclose(merged["max"], [9, 6])
+        np.testing.assert_allclose(merged["q50"], [(2 * 2 + 7 * 3) / 5, 4])
+    both = merge_stats(column_stats(first), column_stats(first))
+    assert both is not None
+    np.testing.assert_array_equal(both["mean"], [2, np.nan])
+
+
+def test_infinite_numbers_are_not_left_out() -> None:
+    """A mean over the others would look sound, and the count would not be that of what it is over."""
+    with np.errstate(invalid="ignore"):
+        stats = column_stats(np.array([[1.0, np.nan], [np.inf, np.nan], [np.nan, np.nan]]))
+    assert stats["count"].tolist() == [2]
+    np.testing.assert_array_equal(stats["max"], [np.inf, np.nan])
+    np.testing.assert_array_equal(stats["mean"], [np.inf, np.nan])
+    assert np.isnan(stats["std"]).all()
+    np.testing.assert_array_equal(column_stats(np.array([True, False]))["max"], [True])

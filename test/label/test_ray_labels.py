@@ -95,6 +95,22 @@ def test_from_the_command_line(tasks: list[VideoTask], tiny_bundle: Path, tmp_pa
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 5
 
 
+def test_a_cluster_without_machines(tasks: list[VideoTask], tiny_bundle: Path, monkeypatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    with pytest.raises(RuntimeError, match="neither a CPU nor a GPU"):
+        run(tasks, tiny_bundle)
+
+
+def test_a_cluster_that_goes_away(tasks: list[VideoTask], tiny_bundle: Path, monkeypatch) -> None:
+    def gone(*_, **__) -> Iterator[dict]:
+        raise ray.exceptions.RaySystemError("connection lost")
+        yield {}
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_batches", gone)
+    with pytest.raises(RuntimeError, match=r"Ray has given up: .*connection lost"):
+        run(tasks, tiny_bundle)
+
+
 def test_no_ray_there(tasks: list[VideoTask], tiny_bundle: Path) -> None:
     """Needs no cluster, so it comes last: it stops the one there is."""
     ray.shutdown()

@@ -129,6 +129,18 @@ def test_an_image_that_is_missing_is_said_when_it_is_asked_for(tmp_path: Path, t
             labelled[0].open_frames()
 
 
+def test_a_stream_that_starts_again_has_its_own_images_each_time(tmp_path: Path, tiny_bundle: Path) -> None:
+    """A simulator that is reset sends the same stamps again."""
+    later = 100 * SECOND
+    second = [(time + later, *rest) for time, *rest in images([numbered(100 + n) for n in range(12)])]
+    rows = [*images([numbered(n) for n in range(12)]), episode_end(START + 50 * SECOND), *second]
+    bag = labelled_bag(tmp_path, tiny_bundle, rows)
+    with open_labelled(bag) as labelled:
+        assert [episode.labels.stamps[0] for episode in labelled] == [START / SECOND] * 2
+        found = [[number_of(frame) for frame in episode.open_frames()] for episode in labelled]
+        assert found == [list(range(12)), list(range(100, 112))]
+
+
 def test_several_reward_topics(tmp_path: Path, tiny_bundle: Path) -> None:
     bag = labelled_bag(tmp_path, tiny_bundle, images([numbered(n) for n in range(12)]))
     label_bag(BagTask(bag, tmp_path / "twice", image_topic=IMAGE_TOPIC, namespace="/second"), load_bundle(tiny_bundle))

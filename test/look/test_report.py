@@ -11,10 +11,12 @@ from labelled_sets import rising, write_video_set
 
 from v2r_core.cli.main import main
 from v2r_core.deploy.stream import Status
-from v2r_core.label.table import Labels
+from v2r_core.label.table import Labels, write_labels
 from v2r_core.look.labelled import open_labelled
 from v2r_core.look.report import write_report
+from v2r_core.look.report_pictures import curve_svg
 from v2r_core.look.report_stats import CURVE_POINTS, collect, resample, stamp_gaps
+from v2r_core.page import make_page, write_page
 
 
 def gathered(tmp_path: Path, labels: dict[str, Labels]):
@@ -143,3 +145,31 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], clip: Path
     assert main(["report", str(clip), "--out", str(tmp_path / "no.html")]) == 1
     assert "label it first" in capsys.readouterr().err
     assert not (tmp_path / "no.html").exists()
+
+
+def test_an_episode_without_a_frame_does_not_stop_it(tmp_path: Path) -> None:
+    folder = write_video_set(tmp_path, {name: rising(12, 0.5, name) for name in ("a.mp4", "b.mp4")})
+    write_labels(folder / "labels" / "b.mp4.parquet", rising(0, 0.5, "b.mp4"))
+    with open_labelled(folder) as labelled:
+        found = write_report(tmp_path / "report.html", labelled)
+    assert [each.frames for each in found.episodes] == [12, 0]
+    assert '<th scope="row" data-value="b.mp4">' in (tmp_path / "report.html").read_text()
+
+
+def test_a_status_that_flickers_for_an_hour_stays_small() -> None:
+    labels = rising(100_000)
+    flickering = np.where(np.arange(100_000) % 2, Status.OUT_OF_DISTRIBUTION, Status.OK).astype(np.int64)
+    assert len(curve_svg(replace(labels, status=flickering), "flicker")) < 100_000
+    # A single frame is seen, however long the episode.
+    once = np.where(np.arange(100_000) == 70_000, Status.BAD_IMAGE, Status.OK).astype(np.int64)
+    assert curve_svg(replace(labels, status=once), "once").count("#d5d5d5") == 2
+    assert curve_svg(replace(labels, status=np.zeros_like(once)), "never").count("#d5d5d5") == 0
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", make_page("name \udcff of a file", []))
+    assert "name ? of a file" in (tmp_path / "page.html").read_text()
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        write_page(tmp_path / "taken", "text")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["page.html", "taken"]

@@ -98,6 +98,16 @@ def test_a_narrow_window_scrolls_only_its_tables(report: Path) -> None:
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= 380
 
 
+def test_headings_stand_above_their_columns(report: Path) -> None:
+    with opened(report) as seen:
+        aligned = "part => [...document.querySelectorAll(part)].map(each => getComputedStyle(each).textAlign)"
+        heads, cells = (
+            seen.page.evaluate(aligned, f"{TABLE} {part}") for part in ("thead th", "tbody tr:first-child > *")
+        )
+        assert heads == cells
+        assert heads == ["left", *["right"] * 10, *["left"] * 3]
+
+
 def test_a_screenshot_is_not_blank(report: Path, tmp_path: Path) -> None:
     with opened(report) as seen:
         seen.page.screenshot(path=str(tmp_path / "report.png"))

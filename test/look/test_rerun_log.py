@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clip_writer import number_of, numbered
+from clip_writer import number_of, numbered, write_video
 from labelled_sets import rising, write_video_set
 from PIL import Image
 from recordings import IMAGE_TOPIC, SECOND, START, episode_end, images, read_bag, write_bag
@@ -123,6 +123,25 @@ def test_a_missing_image_is_left_out_and_said(
     found = Recording(tmp_path / "view.rrd")
     assert [row[0] for row in found.rows["camera"]] == [n for n in range(12) if n != 4]
     assert len(found.rows["value"]) == 12
+
+
+def test_a_video_that_became_shorter_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_video_set(tmp_path, {"a.mp4": rising(12, 1.0, "a.mp4")})
+    write_video(tmp_path / "videos" / "a.mp4", count=9)
+    assert main(["view", str(folder), "--save", str(tmp_path / "view.rrd")]) == 0
+    assert "a.mp4: 3 of 12 frames have no picture (the video has 9 frames; it has changed" in capsys.readouterr().err
+
+
+def test_whoever_interrupts_finds_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_video_set(tmp_path / "set", {"a.mp4": rising(12, 1.0, "a.mp4")})
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(view, "log_episodes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        view.View(str(folder), save=tmp_path / "view.rrd").run()
+    assert [each.name for each in tmp_path.iterdir()] == ["set"]
 
 
 def test_the_file_is_good_and_small(tmp_path: Path) -> None:

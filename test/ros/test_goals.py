@@ -144,6 +144,7 @@ def test_pictures_of_goals(goals: Path, scorer: Scorer, clip: Path, tmp_path: Pa
     assert goal_targets(split, tmp_path / "saved.safetensors", MEGA, MEGA) == ()
     Image.fromarray(np.zeros((900, 1200, 3), np.uint8)).save(goals / "large.png")
     (large,) = goal_targets(split, goals / "large.png", MEGA, 2 * MEGA)
+    assert goal_targets(split, goals / "gone.mp4", MEGA, MEGA) == ()
     assert large.shape == (round(TARGET_SIDE * 0.75), TARGET_SIDE, 3)
 
 
@@ -155,3 +156,11 @@ def test_pictures_in_a_bundle(goals: Path, scorer: Scorer, tmp_path: Path) -> No
     np.testing.assert_array_equal(shown, moving_square()[-1])
     (tmp_path / "goal.png").write_text("no image at all")
     assert bundle_targets(tmp_path, goal) == ()
+
+
+def test_pictures_of_a_bundle_are_in_the_order_of_their_numbers(scorer: Scorer, tmp_path: Path) -> None:
+    frames = moving_square()
+    goal = goal_from_demonstration(scorer.embed(frames), "split", [*range(2, 22, 2), 30, 39])
+    for number in range(12):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"goal_{number}.png")
+    assert [int(target[0, 0, 0]) for target in bundle_targets(tmp_path, goal)] == list(range(12))

@@ -166,6 +166,46 @@ def test_sequential_access_decodes_every_frame_once(tmp_path, monkeypatch):
         assert seeks == sorted(set(seeks))
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("begin", "end"), [(0, 5), (14, 14), (17, 30), (36, 39)])
+def test_a_span_has_the_frames_of_the_whole(tmp_path, name, begin, end):
+    path = write_kind(tmp_path, name)
+    with VideoFile(path) as whole:
+        half = 0.5 * float(np.diff(whole.stamps).min())
+        with VideoFile(path, 1, 0, (whole.stamps[begin] - half, whole.stamps[end] + half)) as part:
+            numbers = np.searchsorted(whole.stamps, part.stamps)
+            np.testing.assert_array_equal(whole.stamps[numbers], part.stamps)
+            assert set(range(begin, end + 1)) <= set(numbers)
+            assert [number_of(frame) for frame in part] == numbers.tolist()
+            for index in random.Random(0).choices(range(len(part)), k=15):
+                np.testing.assert_array_equal(part[index], whole[int(numbers[index])])
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "open_gop.mp4", "hevc.mp4"])
+def test_a_span_reads_nothing_else(tmp_path, name):
+    """What lies before it is not decoded, what lies behind it not even looked for."""
+    path = write_kind(tmp_path, name, mux={"movflags": "faststart"})
+    with VideoFile(path) as video:
+        stamps = video.stamps
+    with av.open(str(path)) as container:
+        packets = [(each.pos, each.size) for each in container.demux(video=0) if each.size]
+    data = bytearray(path.read_bytes())
+    begin = min(pos for pos, _ in packets)
+    middle = packets[22][0]
+    data[begin + 60 : packets[10][0]] = bytes(packets[10][0] - begin - 60)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"cannot be decoded|is missing"), VideoFile(path) as video:
+        list(video)
+    with VideoFile(path, span=(stamps[26], stamps[39])) as video:
+        assert [number_of(frame) for frame in video][-14:] == list(range(26, 40))
+    path = write_kind(tmp_path, name, mux={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[:middle])
+    with pytest.raises(VideoError, match="truncated"):
+        VideoFile(path)
+    with VideoFile(path, span=(stamps[0], stamps[9])) as video:
+        assert [number_of(frame) for frame in video][:10] == list(range(10))
+
+
 def test_jump_ahead_skips_what_lies_between(tmp_path, monkeypatch):
     seeks = []
     seek = files._Decoder._seek

@@ -45,7 +45,8 @@ class Convert:
     all. Dataset: cameras to take. Videos: what to call the camera."""
     state: tuple[str, ...] = ()
     """Bag: TOPIC[=NAME] with joint states, arrays, twists or other messages of numbers. Those without a NAME become
-    observation.state, one behind the other; those with one observation.NAME."""
+    observation.state, one behind the other; those with one observation.NAME. Where several publishers have different
+    joints on one topic of joint states, all joints are taken, each with its newest value."""
     action: tuple[str, ...] = ()
     """Bag: TOPIC of the action, in the same way. Of a JointTrajectory the last point is taken."""
     feature: tuple[str, ...] = ()
@@ -112,7 +113,8 @@ class Convert:
         if self.json:
             print(json.dumps(summary, indent=2))
         else:
-            Console().print(_report(summary), f"written to {self.out}")
+            # Tasks and names of files may have brackets in them, which are no markup.
+            Console(markup=False).print(_report(summary), f"written to {self.out}")
         return 1 if done.failed else 0
 
     def _summarise(self, done: Converted) -> dict[str, Any]:

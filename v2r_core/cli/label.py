@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -55,11 +57,18 @@ class Label(LabelOptions):
         """Labels and reports.
 
         Returns:
-            0; 1 if a video or bag of many failed.
+            0; 1 if a video, bag or episode of many failed; 130 if it was interrupted.
 
         Raises:
             ValueError, RuntimeError, OSError: source, goal or model cannot be used; the message says which and why.
         """
+        try:
+            return self._label()
+        except KeyboardInterrupt:
+            print("v2r label: interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+
+    def _label(self) -> int:
         kind = self._kind()
         self._check(kind)
         # Each kind imports what it needs and no more.
@@ -80,6 +89,8 @@ class Label(LabelOptions):
         return run_dataset(self)
 
     def _kind(self) -> Kind:
+        if not self.sources and self.ray is not None and Path(self.ray).exists():
+            raise ValueError(f"--ray took {self.ray} for an address; write --ray {LOCAL} {self.ray}")
         if not self.sources:
             raise ValueError("nothing to label; give a rosbag, a LeRobotDataset, or videos")
         if len(self.sources) == 1:

@@ -6,10 +6,8 @@ import json
 import time
 from typing import Any
 
-from rich.console import Console
-
 from v2r_core.cli.label_options import LabelOptions
-from v2r_core.cli.label_report import cost, cost_rows, counted, print_report, progress, rows_table
+from v2r_core.cli.label_report import cost, cost_rows, counted, plain_console, print_report, progress, rows_table
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.label.bags import LabelledBags, label_bags
 from v2r_core.label.rosbag import BagTask, LabelledBag, label_bag
@@ -30,7 +28,7 @@ def run_bag(options: LabelOptions) -> int:
     if options.json:
         print(json.dumps(summary, indent=2))
     else:
-        Console().print(rows_table(_rows(summary)), f"written to {task.out}")
+        plain_console().print(rows_table(_rows(summary)), f"written to {task.out}")
     return 0
 
 
@@ -49,8 +47,8 @@ def run_bags(options: LabelOptions) -> int:
         print(json.dumps(summary, indent=2))
     else:
         rows = {
-            "bags": f"{done.bags} found, {done.labelled} labelled, {done.kept} were done, {len(done.failed)} failed",
-            "images": f"{done.images} in {done.episodes} episodes",
+            "bags": f"{done.found} found, {done.labelled} labelled, {done.kept} were done, {len(done.failed)} failed",
+            "images": f"{done.frames} in {done.episodes} episodes",
             "labels": counted(summary["status"]),
             **cost_rows(summary["cost"], "images"),
             **{f"left out: {path}": reason for path, reason in done.left_out.items()},
@@ -76,16 +74,16 @@ def _summarise_all(options: LabelOptions, done: LabelledBags, seconds: float) ->
     return {
         "root": done.record.root,
         "out": str(options.out),
-        "bags": done.bags,
+        "bags": done.found,
         "kept": done.kept,
         "labelled": done.labelled,
         "failed": done.failed,
         "left_out": done.left_out,
-        "images": done.images,
+        "images": done.frames,
         "episodes": done.episodes,
         "reward": done.record.reward,
         "status": {status.name.lower(): number for status, number in sorted(done.statuses.items())},
-        "cost": cost(done.images, 0.0, seconds, done.busy_seconds, done.cpu_seconds),
+        "cost": cost(done.frames, 0.0, seconds, done.busy_seconds, done.cpu_seconds),
         "model": {"name": done.record.model, "sha256": done.record.model_sha256},
     }
 

@@ -11,6 +11,8 @@ from v2r_core.cli.label_report import cost, cost_rows, print_report, progress
 from v2r_core.label.lerobot import DatasetTask, LabelledDataset, label_dataset
 from v2r_core.label.video_labeller import LabellerOptions
 
+NO_LABELS = "their frames have the status internal_error and NaN for all else; label the dataset again with --force"
+
 
 def run_dataset(options: LabelOptions) -> int:
     """Labels a dataset and reports; 1 if an episode failed.
@@ -28,7 +30,7 @@ def run_dataset(options: LabelOptions) -> int:
     if options.json:
         print(json.dumps(summary, indent=2))
     else:
-        print_report(_rows(summary), summary["failed"], "episode", options.out)
+        print_report(_rows(summary), summary["failed"], "episode", options.out, NO_LABELS)
     return 1 if done.failed else 0
 
 

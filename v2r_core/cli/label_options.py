@@ -42,7 +42,8 @@ class LabelOptions:
     threads: int = 1
     """CPU threads of the encoder of each worker; 0 takes all cores. Decoding and writing have threads of their own."""
     overlay: bool = False
-    """Videos: also write overlays/NAME.mp4, the video with progress and subgoals on it."""
+    """Videos: also write overlays/NAME.mp4 (NAME.overlay.mp4 of what is no mp4), the video with progress and
+    subgoals on it."""
     camera: str | None = None
     """LeRobotDataset: the camera that the model looks through, e.g. observation.images.top; by default the only one."""
     replace_reward: bool = False

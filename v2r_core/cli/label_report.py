@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 HOURS = 1000
+AGAIN = "they are tried again when the same command is started again"
 
 
 @contextmanager
@@ -86,9 +87,9 @@ def rows_table(rows: Mapping[str, str]) -> Table:
     return table
 
 
-def failed_table(failed: Mapping[str, str], what: str) -> Table:
+def failed_table(failed: Mapping[str, str], what: str, consequence: str) -> Table:
     """All that failed, and why."""
-    table = Table(title=f"{len(failed)} failed; they are tried again when the same command is started again")
+    table = Table(title=f"{len(failed)} failed; {consequence}")
     table.add_column(what, style="bold", overflow="fold")
     table.add_column("why", overflow="fold")
     for name, reason in failed.items():
@@ -96,9 +97,16 @@ def failed_table(failed: Mapping[str, str], what: str) -> Table:
     return table
 
 
-def print_report(rows: Mapping[str, str], failed: Mapping[str, str], what: str, out: Any) -> None:
+def plain_console() -> Console:
+    """A console that shows the names of files as they are: they may look like markup, as `clip[a].mp4` does."""
+    return Console(markup=False, emoji=False)
+
+
+def print_report(
+    rows: Mapping[str, str], failed: Mapping[str, str], what: str, out: Any, consequence: str = AGAIN
+) -> None:
     """Prints the summary for a reader."""
-    console = Console()
+    console = plain_console()
     console.print(rows_table(rows), f"written to {out}")
     if failed:
-        console.print(failed_table(failed, what))
+        console.print(failed_table(failed, what, consequence))

@@ -36,7 +36,7 @@ def _summarise(options: LabelOptions, done: LabelledVideos, seconds: float) -> d
     return {
         "root": record.root,
         "out": str(options.out),
-        "videos": done.videos,
+        "videos": done.found,
         "kept": done.kept,
         "labelled": done.labelled,
         "failed": done.failed,

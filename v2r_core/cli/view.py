@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from v2r_core.label.complete import complete
 from v2r_core.look.labelled import open_labelled
 from v2r_core.look.labelled_set import LabelledSet
 from v2r_core.look.rerun_log import LogCounts, LogOptions, blueprint, log_episodes, need_rerun, new_recording
@@ -60,12 +61,10 @@ class View:
                 file = DEFAULT_FILE
                 print("no display: writing a file; open it with `rerun FILE`, or serve it with --web", file=sys.stderr)
             if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_name(file.name + ".partial")
-                recording.save(partial, default_blueprint=plan)
-                counts = self._log(recording, labelled, places)
-                recording.disconnect()  # writes the end of the file
-                partial.replace(file)
+                with complete(file) as half:
+                    recording.save(half, default_blueprint=plan)
+                    counts = self._log(recording, labelled, places)
+                    recording.disconnect()  # writes the end of the file
                 print(f"{_words(counts, len(labelled))}; written to {file} ({file.stat().st_size / 1e6:.1f} MB)")
             elif self.web:
                 address = recording.serve_grpc(default_blueprint=plan)

@@ -1,4 +1,4 @@
-"""The first pass through a bag: when every message was, and nothing of what is in it."""
+"""The first pass through a bag: when every message was, and of what is in it only what frames are planned by."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
-from v2r_core.convert.numbers import has_header, types_of
+from v2r_core.convert.joints import Streams
+from v2r_core.convert.numbers import JOINT_STATE, has_header
 from v2r_core.convert.parts import LABEL_FIELDS, ConvertError
 from v2r_core.convert.topics import Topics
 from v2r_core.label.episodes import EpisodeCutter
 from v2r_core.label.messages import REWARD_INFO, read_header
+from v2r_core.look.bag_types import types_of
 from v2r_core.video.bag import COMPRESSED, RAW
 from v2r_core.video.pixels import CHANNELS
 
@@ -27,7 +29,7 @@ Message = tuple[Connection, int, bytes]
 
 @dataclass
 class Track:
-    """The messages of one topic, three numbers each.
+    """The messages of one stream, three numbers each.
 
     Attributes:
         recorded: when each was recorded, nanoseconds.
@@ -70,16 +72,18 @@ class BagIndex:
     """What the first pass finds.
 
     Attributes:
-        tracks: by topic.
+        streams: of the topics.
+        tracks: by stream.
         boundaries: of the episodes.
         texts: place and text of each message about the task.
         rewards: fields of all messages with rewards, by name; `stamp` is that of the header.
         info: the first description of the rewards; None: there is none.
-        first: first message of each topic, for its names and sizes.
+        first: first message of each stream, for its names and sizes.
         types: by topic.
         kinds: type of the messages by topic.
     """
 
+    streams: Streams
     tracks: dict[str, Track]
     boundaries: list[Boundary] = field(default_factory=list)
     texts: list[tuple[int, str]] = field(default_factory=list)
@@ -104,8 +108,10 @@ def index_bag(path: Path, reader: Reader, topics: Topics, clock: str, gap: float
         ConvertError: the bag is damaged, or a topic has no message.
     """
     reads = topics.read()
-    index = BagIndex({topic: Track() for topic in reads})
     connections = [connection for connection in reader.connections if connection.topic in reads]
+    numbers = {part.topic for each in topics.vectors.values() for part in each}
+    joint_topics = {each.topic for each in connections if each.msgtype == JOINT_STATE and each.topic in numbers}
+    index = BagIndex(Streams(path, joint_topics), {topic: Track() for topic in reads})
     stamped: dict[str, bool] = {}
     for connection in connections:
         topic = connection.topic
@@ -115,24 +121,25 @@ def index_bag(path: Path, reader: Reader, topics: Topics, clock: str, gap: float
     for place, (connection, time_ns, data) in enumerate(read_all(path, reader, connections)):
         topic = connection.topic
         stamp = _stamp(path, topic, data) if stamped[topic] else 0
-        track = index.tracks[topic]
+        stream = index.streams.of(topic, data)
+        track = index.tracks.setdefault(stream, Track())
         track.recorded.append(time_ns)
         track.headers.append(stamp)
         track.places.append(place)
-        index.first.setdefault(topic, data)
+        index.first.setdefault(stream, data)
         if topic == topics.marks:
             cutter.mark()
             marked = place
         elif topic == topics.texts:
-            index.texts.append((place, _decode(index, topic, data).data))
+            index.texts.append((place, _decode(path, index, topic, data).data))
         elif topic == topics.rewards:
-            _note_reward(index, stamp, _decode(index, topic, data))
+            _note_reward(index, stamp, _decode(path, index, topic, data))
         elif topic == camera:
             moment = stamp if stamp and clock == "header" else time_ns
             if cutter.begins(moment) or len(track) == 1:
                 index.boundaries.append(Boundary(len(track) - 1, marked))
             marked = None
-    for topic in sorted({*topics.cameras.values(), *(p.topic for each in topics.vectors.values() for p in each)}):
+    for topic in sorted({*topics.cameras.values(), *numbers}):
         if not len(index.tracks[topic]):
             raise ConvertError(f"{path}: no message on {topic}; leave this topic out, or record it again")
     index.info = _info(path, reader, topics.rewards)
@@ -167,7 +174,7 @@ def unreadable_images(path: Path, reader: Reader) -> dict[str, str]:
         if message is None:
             found[connection.topic] = "no message on it"
         elif connection.msgtype == RAW:
-            encoding = types_of(connection).deserialize_cdr(message[2], RAW).encoding  # type: ignore[attr-defined]
+            encoding = deserialized(path, connection.topic, types_of(connection), message[2], RAW).encoding
             if encoding not in CHANNELS:
                 found[connection.topic] = f"encoding {encoding}, not one of {', '.join(CHANNELS)}"
     return found
@@ -180,7 +187,7 @@ def _info(path: Path, reader: Reader, rewards: str | None) -> Any:
     if not infos:
         return None
     message = next(read_all(path, reader, infos), None)
-    return None if message is None else types_of(infos[0]).deserialize_cdr(message[2], REWARD_INFO)
+    return None if message is None else deserialized(path, beside, types_of(infos[0]), message[2], REWARD_INFO)
 
 
 def _note_reward(index: BagIndex, stamp: int, message: Any) -> None:
@@ -196,5 +203,17 @@ def _stamp(path: Path, topic: str, data: bytes) -> int:
         raise ConvertError(f"{path}: {topic}: {error}; the bag is damaged, record it again") from error
 
 
-def _decode(index: BagIndex, topic: str, data: bytes) -> Any:
-    return index.types[topic].deserialize_cdr(data, index.kinds[topic])
+def deserialized(path: Path, topic: str, types: Typestore, data: bytes, kind: str) -> Any:
+    """A message, for what needs more of it than its header.
+
+    Raises:
+        ConvertError: it is damaged.
+    """
+    try:
+        return types.deserialize_cdr(data, kind)
+    except Exception as error:  # a damaged message makes the deserialiser raise errors of many types
+        raise ConvertError(f"{path}: a message of {topic} is no {kind} ({error}); record it again") from error
+
+
+def _decode(path: Path, index: BagIndex, topic: str, data: bytes) -> Any:
+    return deserialized(path, topic, index.types[topic], data, index.kinds[topic])

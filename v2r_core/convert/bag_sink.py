@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from v2r_core.convert.grid import SECOND_NS
 from v2r_core.convert.numbers import JOINT_STATE
-from v2r_core.convert.parts import IMAGES, Episode, LabelHead, Layout, Sample
+from v2r_core.convert.parts import IMAGES, ConvertError, Episode, LabelHead, Layout, Sample
 from v2r_core.convert.topics import STRING
 from v2r_core.deploy.description import KIND_STEP_REWARD, KIND_VALUE
 from v2r_core.deploy.judging import FLOATS
@@ -58,16 +59,22 @@ class BagSink:
 
         Raises:
             FileExistsError: `out` is there, or another process is writing it.
+            ConvertError: two features would have one topic.
         """
         self._layout, self._raw = layout, raw
         self._messages = Messages(NAMESPACE)
         self._partial = PartialFolder(out, force, sources)
+        kinds = dict[str, str]()
+        for topic, kind in self._kinds():
+            if topic in kinds:
+                raise ConvertError(f"{out}: two features would be the topic {topic}; rename one of them in the source")
+            kinds[topic] = kind
         self._partial.__enter__()
         self._writer = Writer(self._partial.product, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
         self._topics: list[Connection] = []
         self._numbers: dict[str, int] = {}
-        for topic, kind in self._kinds():
+        for topic, kind in kinds.items():
             self._numbers[topic] = len(self._topics)
             qos = [label_qos(topic in _LATCHED)]
             types = self._messages.types
@@ -157,7 +164,7 @@ class BagSink:
         for camera in self._layout.cameras:
             yield self._camera_topic(camera), RAW if self._raw else COMPRESSED
         for name, vector in self._layout.vectors.items():
-            yield _number_topic(name), ARRAY if vector.names is None else JOINT_STATE
+            yield topic_name(name), ARRAY if vector.names is None else JOINT_STATE
         yield TASKS, STRING
         yield EPISODES, EPISODE
         if self._layout.head is not None:
@@ -165,7 +172,7 @@ class BagSink:
             yield f"{NAMESPACE}/reward", REWARD
 
     def _camera_topic(self, camera: str) -> str:
-        return f"/{_frame_id(camera).replace('.', '/')}/image_raw" + ("" if self._raw else "/compressed")
+        return f"{topic_name(_frame_id(camera))}/image_raw" + ("" if self._raw else "/compressed")
 
     def _put_image(self, camera: str, frame: Frame) -> None:
         header = self._header(_frame_id(camera))
@@ -185,10 +192,10 @@ class BagSink:
         if names is not None:
             none, header = np.empty(0), self._header("")
             fields = {"header": header, "name": list(names), "position": numbers, "velocity": none, "effort": none}
-            self._put(_number_topic(name), JOINT_STATE, **fields)
+            self._put(topic_name(name), JOINT_STATE, **fields)
         else:
             layout = self._messages.types.types["std_msgs/msg/MultiArrayLayout"]([], 0)
-            self._put(_number_topic(name), ARRAY, layout=layout, data=numbers)
+            self._put(topic_name(name), ARRAY, layout=layout, data=numbers)
 
     def _header(self, frame_id: str) -> Any:
         types = self._messages.types.types
@@ -216,8 +223,10 @@ def _frame_id(camera: str) -> str:
     return camera.removeprefix(IMAGES)
 
 
-def _number_topic(name: str) -> str:
-    return "/" + name.replace(".", "/")
+def topic_name(feature: str) -> str:
+    """The topic of a feature: / for its dots, and _ for what ROS allows in no name, so that it can be played."""
+    parts = (re.sub(r"\W", "_", part, flags=re.ASCII) for part in re.split(r"[./]+", feature) if part)
+    return "".join(f"/_{part}" if part[0].isdigit() else f"/{part}" for part in parts)
 
 
 def _info(head: LabelHead) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2r_core.convert.bag_index import BagIndex, Message, index_bag, read_all, unreadable_images
-from v2r_core.convert.grid import median_rate
+from v2r_core.convert.grid import NONE, median_rate
+from v2r_core.convert.joints import Streams
 from v2r_core.convert.numbers import NumberReader
 from v2r_core.convert.parts import ConvertError, Episode, LabelHead, Layout, LeftOut, Sample, Vector, Wishes, label_row
 from v2r_core.convert.plan import Piece, Planner
@@ -22,6 +23,10 @@ from v2r_core.video.resize import Frame
 
 MAX_WAITING = 160 << 20
 """Bytes of messages that may wait for those of other topics that belong to the same frame, but were recorded later."""
+
+
+Numbers = tuple[Part, str]
+"""Entries of a feature, and the stream that they come from."""
 
 
 class BagSource:
@@ -51,7 +56,10 @@ class BagSource:
             self._index = index_bag(path, self._reader, self._topics, wishes.clock, wishes.gap)
             rate = fps or self._rate(wishes.clock)
             planner = Planner(self._index, self._topics, rate, wishes.clock, wishes.max_age, wishes.task)
+            self._stamps = planner.stamps
             self._readers = _number_readers(self._topics, self._index)
+            self._entries: dict[Numbers, list[int]] = {}
+            self._lengths: dict[Part, int] = {}
             self.left_out = LeftOut(topics=self._topics.left_out)
             self.layout = self._layout(rate, planner.labelled_topic)
             self._pieces = planner.pieces(self.left_out)
@@ -69,7 +77,7 @@ class BagSource:
     def episodes(self) -> Sequence[Episode]:
         """All episodes; they have to be read in their order, each to its end."""
         messages = self._messages()
-        feed = _Feed(self._path, messages, self._pieces)
+        feed = _Feed(self._path, messages, self._pieces, self._index.streams)
         found, counts = [], dict[int, int]()
         for piece in self._pieces:
             part = counts[piece.episode] = counts.get(piece.episode, -1) + 1
@@ -114,40 +122,72 @@ class BagSource:
             head = _head(camera, index)
         elif topics.rewards is not None:
             self.left_out.topics[topics.rewards] = "no image has the stamp of one of its rewards"
-        vectors = {name: self._vector(name, parts) for name, parts in topics.vectors.items()}
+        vectors = {name: self._vector(parts) for name, parts in topics.vectors.items()}
         return Layout(fps, {name: (shape[0], shape[1]) for name, shape in sizes.items()}, vectors, head)
 
-    def _vector(self, feature: str, parts: list[Part]) -> Vector:
-        for part in parts:
-            self._numbers(part, 0, self._index.first[part.topic])
-        readers = [self._readers[part] for part in parts]
-        length = sum(reader.length for reader in readers)
-        if all(reader.names is None for reader in readers):
-            return Vector(length)
+    def _vector(self, parts: list[Part]) -> Vector:
+        found = [self._part(part) for part in parts]
+        if all(vector.names is None for vector in found):
+            return Vector(sum(vector.length for vector in found))
         names: list[str] = []
-        for part, reader in zip(parts, readers, strict=True):
-            own = reader.names or tuple(f"{part.path.rpartition('.')[2] or 'data'}[{i}]" for i in range(reader.length))
+        for part, vector in zip(parts, found, strict=True):
+            own = vector.names or tuple(f"{part.path.rpartition('.')[2] or 'data'}[{i}]" for i in range(vector.length))
             prefix = f"{part.topic.strip('/')}." if len(parts) > 1 else ""
             names += [prefix + name for name in own]
-        return Vector(length, tuple(names))
+        return Vector(len(names), tuple(names))
+
+    def _part(self, part: Part) -> Vector:
+        """What the streams of a part have together; notes where the numbers of each belong."""
+        streams = self._index.streams.all(part.topic)
+        for stream in streams:
+            self._numbers((part, stream), 0, self._index.first[stream])
+        readers = [self._readers[part, stream] for stream in streams]
+        if len(streams) == 1:
+            return Vector(readers[0].length, readers[0].names)
+        names = tuple(dict.fromkeys(name for reader in readers for name in reader.names or ()))
+        self._lengths[part] = len(names)
+        for stream, reader in zip(streams, readers, strict=True):
+            self._entries[part, stream] = [names.index(name) for name in reader.names or ()]
+        return Vector(len(names), names)
 
     def _samples(self, feed: _Feed, piece: Piece) -> Iterator[Sample]:
-        cache: dict[str | Part, tuple[int, NDArray[Any]]] = {}
+        cache: dict[str | Numbers, tuple[int, NDArray[Any]]] = {}
         for place in range(len(piece.instants)):
             messages = feed.next_frame()
             images = {
                 name: self._decoded(cache, topic, messages[topic]) for name, topic in self._topics.cameras.items()
             }
             vectors = {
-                name: np.concatenate([self._decoded(cache, part, messages[part.topic]) for part in parts])
+                name: np.concatenate([self._merged(cache, part, messages) for part in parts])
                 for name, parts in self._topics.vectors.items()
             }
             yield Sample(images, vectors, None if piece.labels is None else label_row(piece.labels[place]))
 
+    def _merged(
+        self,
+        cache: dict[str | Numbers, tuple[int, NDArray[Any]]],
+        part: Part,
+        messages: Mapping[str, tuple[int, bytes]],
+    ) -> NDArray[np.float32]:
+        """The numbers of a part; of a joint that several streams have, the newest one."""
+        streams = [stream for stream in self._index.streams.all(part.topic) if stream in messages]
+        values = {stream: self._decoded(cache, (part, stream), messages[stream]) for stream in streams}
+        if part not in self._lengths:  # one stream, which has all of it
+            return values[streams[0]]
+
+        def moment(stream: str) -> tuple[int, int]:
+            number = messages[stream][0]
+            return int(self._stamps[stream][number]), self._index.tracks[stream].places[number]
+
+        found = np.full(self._lengths[part], np.nan, np.float32)
+        for stream in sorted(streams, key=moment):
+            found[self._entries[part, stream]] = values[stream]
+        return found
+
     def _decoded(
-        self, cache: dict[str | Part, tuple[int, NDArray[Any]]], what: str | Part, message: tuple[int, bytes]
+        self, cache: dict[str | Numbers, tuple[int, NDArray[Any]]], what: str | Numbers, message: tuple[int, bytes]
     ) -> NDArray[Any]:
-        """The picture of a topic, or the numbers of a part; a message that several frames share is decoded once."""
+        """The picture of a topic, or the numbers of a stream; a message that several frames share is decoded once."""
         number, data = message
         if what not in cache or cache[what][0] != number:
             decode = self._picture if isinstance(what, str) else self._numbers
@@ -172,10 +212,10 @@ class BagSource:
             )
         return frame
 
-    def _numbers(self, part: Part, number: int, data: bytes) -> NDArray[np.float32]:
-        topic, index = part.topic, self._index
+    def _numbers(self, what: Numbers, number: int, data: bytes) -> NDArray[np.float32]:
+        topic, index = what[0].topic, self._index
         try:
-            return self._readers[part].read(index.types[topic].deserialize_cdr(data, index.kinds[topic]))
+            return self._readers[what].read(index.types[topic].deserialize_cdr(data, index.kinds[topic]))
         except ConvertError as error:
             raise ConvertError(f"{self._path}: message {number} of {error}") from error
         except Exception as error:  # as above
@@ -185,7 +225,7 @@ class BagSource:
 
 
 class _Waiting:
-    """Messages of a topic that frames need.
+    """Messages of a stream that frames need.
 
     Attributes:
         read: those that were read and are still needed, by number.
@@ -195,10 +235,10 @@ class _Waiting:
         """Nothing is read yet.
 
         Args:
-            needs: (T,) number of the message of each frame.
+            needs: (T,) number of the message of each frame; `NONE`: it needs none.
         """
-        self._numbers, behind = np.unique(needs[::-1], return_index=True)
-        self._last = len(needs) - 1 - behind
+        numbers, behind = np.unique(needs[::-1], return_index=True)
+        self._numbers, self._last = numbers[numbers != NONE], (len(needs) - 1 - behind)[numbers != NONE]
         self._next = 0
         self.read: dict[int, bytes] = {}
 
@@ -220,26 +260,27 @@ class _Waiting:
 class _Feed:
     """Messages of one frame after the other, from one pass through the bag."""
 
-    def __init__(self, path: Path, messages: Iterator[Message], pieces: list[Piece]) -> None:
-        self._path, self._messages = path, messages
-        topics = list(pieces[0].numbers)
-        self._needs = {topic: np.concatenate([piece.numbers[topic] for piece in pieces]) for topic in topics}
-        self._waiting = {topic: _Waiting(needs) for topic, needs in self._needs.items()}
-        self._seen = dict.fromkeys(topics, 0)
+    def __init__(self, path: Path, messages: Iterator[Message], pieces: list[Piece], streams: Streams) -> None:
+        self._path, self._messages, self._streams = path, messages, streams
+        names = list(pieces[0].numbers)
+        self._needs = {name: np.concatenate([piece.numbers[name] for piece in pieces]) for name in names}
+        self._waiting = {name: _Waiting(needs) for name, needs in self._needs.items()}
+        self._seen = dict.fromkeys(names, 0)
         self._frame = self._bytes = 0
 
     def next_frame(self) -> dict[str, tuple[int, bytes]]:
-        """Number and bytes of the message of each topic.
+        """Number and bytes of the message of each stream that has one for the frame.
 
         Raises:
             ConvertError: the bag is damaged, or too much has to wait.
         """
-        needs = {topic: int(numbers[self._frame]) for topic, numbers in self._needs.items()}
-        while any(number not in self._waiting[topic].read for topic, number in needs.items()):
+        needs = {name: int(numbers[self._frame]) for name, numbers in self._needs.items()}
+        needs = {name: number for name, number in needs.items() if number != NONE}
+        while any(number not in self._waiting[name].read for name, number in needs.items()):
             self._read_one(needs)
-        found = {topic: (number, self._waiting[topic].read[number]) for topic, number in needs.items()}
-        for topic, number in needs.items():
-            self._bytes -= self._waiting[topic].drop(number, self._frame)
+        found = {name: (number, self._waiting[name].read[number]) for name, number in needs.items()}
+        for name, number in needs.items():
+            self._bytes -= self._waiting[name].drop(number, self._frame)
         self._frame += 1
         return found
 
@@ -247,12 +288,13 @@ class _Feed:
         message = next(self._messages, None)
         if message is None:
             raise ConvertError(f"{self._path}: messages have gone; do not write to a bag while it is read")
-        topic, data = message[0].topic, message[2]
-        if topic not in self._seen:
+        data = message[2]
+        name = self._streams.of(message[0].topic, data)
+        if name not in self._seen:
             return
-        number = self._seen[topic]
-        self._seen[topic] += 1
-        self._bytes += self._waiting[topic].take(number, data)
+        number = self._seen[name]
+        self._seen[name] += 1
+        self._bytes += self._waiting[name].take(number, data)
         if self._bytes > MAX_WAITING:
             late = [each for each, wanted in needs.items() if wanted not in self._waiting[each].read]
             raise ConvertError(
@@ -261,9 +303,13 @@ class _Feed:
             )
 
 
-def _number_readers(topics: Topics, index: BagIndex) -> dict[Part, NumberReader]:
+def _number_readers(topics: Topics, index: BagIndex) -> dict[Numbers, NumberReader]:
     parts = {part for each in topics.vectors.values() for part in each}
-    return {part: NumberReader(part.topic, index.kinds[part.topic], part.path) for part in parts}
+    return {
+        (part, stream): NumberReader(part.topic, index.kinds[part.topic], part.path)
+        for part in parts
+        for stream in index.streams.all(part.topic)
+    }
 
 
 def _head(camera: str, index: BagIndex) -> LabelHead:

@@ -8,30 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.interfaces import Connection, MessageDefinitionFormat
-from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from v2r_core.convert.parts import ConvertError
-from v2r_core.label.messages import label_types
 
 JOINT_STATE, TRAJECTORY = "sensor_msgs/msg/JointState", "trajectory_msgs/msg/JointTrajectory"
-_IDL_RULE = "=" * 80 + "\n"
-
-
-def types_of(connection: Connection) -> Typestore:
-    """The types of a connection as the bag defines them; those of Jazzy and ours where it does not say."""
-    text = connection.msgdef.data
-    if connection.msgdef.format is MessageDefinitionFormat.NONE or not text:
-        return label_types()
-    store = get_typestore(Stores.EMPTY)
-    if connection.msgdef.format is MessageDefinitionFormat.MSG:
-        store.register(get_types_from_msg(text, connection.msgtype))
-    else:
-        parts = text.split(_IDL_RULE)[1:] if text.startswith(_IDL_RULE) else [f"\n{text}"]
-        for part in parts:  # each begins with a line that names it
-            store.register(get_types_from_idl(part.split("\n", 1)[1]))
-    return store
 
 
 def has_header(types: Typestore, msgtype: str) -> bool:
@@ -41,7 +22,7 @@ def has_header(types: Typestore, msgtype: str) -> bool:
 
 
 class NumberReader:
-    """Takes the numbers of one topic out of its messages.
+    """Takes the numbers of one stream out of its messages.
 
     * sensor_msgs/JointState: positions, or the array that the path names. The first message fixes which joints there
       are and their order; others are brought into that order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from v2r_core.convert.topics import Topics
 from v2r_core.deploy.stream import Status
 
 OLDEST_STEPS, OLDEST_S = 4, 0.2
-"""A message is too old after so many of its topic's own steps, but not before so many seconds."""
+"""A message is too old after so many of its stream's own steps, but not before so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Piece:
     Attributes:
         episode: number of the episode in the recording.
         instants: (T,) nanoseconds.
-        numbers: (T,) number of the message by topic.
+        numbers: (T,) number of the message by stream; `NONE` where another stream has its joints, and it none yet.
         task: in words.
         labels: (T, 5) float64, `LABEL_FIELDS`; None: the recording is not labelled.
     """
@@ -39,11 +39,11 @@ class Piece:
 
 
 def oldest(stamps: NDArray[np.int64], wished: float | None) -> float:
-    """How old the newest message of a topic may be, in nanoseconds.
+    """How old the newest message of a stream may be, in nanoseconds.
 
     Args:
         stamps: (N,) ascending nanoseconds of its messages.
-        wished: seconds; None: `OLDEST_STEPS` of the topic's own steps, at least `OLDEST_S`, and for ever if it has a
+        wished: seconds; None: `OLDEST_STEPS` of the stream's own steps, at least `OLDEST_S`, and for ever if it has a
             single message, as what is latched has.
     """
     if wished is not None:
@@ -53,7 +53,12 @@ def oldest(stamps: NDArray[np.int64], wished: float | None) -> float:
 
 
 class Planner:
-    """Plans the episodes of a bag."""
+    """Plans the episodes of a bag.
+
+    Attributes:
+        stamps: (N,) nanoseconds of the messages of each stream that is taken.
+        labelled_topic: the camera that the rewards are of; None: the bag has none, or of no camera that is taken.
+    """
 
     def __init__(
         self, index: BagIndex, topics: Topics, fps: int, clock: str, max_age: float | None, task: str | None
@@ -71,10 +76,12 @@ class Planner:
         self._index, self._fps, self._task = index, fps, task
         self._camera = next(iter(topics.cameras.values()))
         parts = [part.topic for each in topics.vectors.values() for part in each]
-        self._taken = list(dict.fromkeys([*topics.cameras.values(), *parts]))
-        self._stamps = {topic: index.tracks[topic].stamps(clock) for topic in self._taken}
-        self._places = {topic: np.array(index.tracks[topic].places, np.int64) for topic in self._taken}
-        self._oldest = {topic: oldest(np.sort(self._stamps[topic]), max_age) for topic in self._taken}
+        needed = [(topic,) for topic in topics.cameras.values()] + [n for p in parts for n in index.streams.needed(p)]
+        self._needed = list(dict.fromkeys(needed))
+        self._taken = list(dict.fromkeys(stream for streams in self._needed for stream in streams))
+        self.stamps = {stream: index.tracks[stream].stamps(clock) for stream in self._taken}
+        self._places = {stream: np.array(index.tracks[stream].places, np.int64) for stream in self._taken}
+        self._oldest = {stream: oldest(np.sort(self.stamps[stream]), max_age) for stream in self._taken}
         self._rewards = _Rewards(index, topics.rewards) if topics.rewards is not None else None
         self.labelled_topic = self._find_labelled(list(topics.cameras.values()))
 
@@ -83,8 +90,9 @@ class Planner:
 
         An episode has the messages that were recorded between its marks, or where there is no mark, between the images
         of the episodes beside it. Where the newest message of a topic is older than it may be, or there is none yet,
-        there is no frame; if frames come after that again, they are an episode of their own, since a dataset has a
-        constant rate, and a hole in it would look like a jump of the robot. A frame that would be alone is left out.
+        there is no frame (where a topic has several streams: where that holds of all streams that have a joint). If
+        frames come after that again, they are an episode of their own, since a dataset has a constant rate, and a hole
+        in it would look like a jump of the robot. A frame that would be alone is left out.
 
         Args:
             left_out: is told what is left out.
@@ -96,11 +104,12 @@ class Planner:
 
     def _episode(self, number: int, left_out: LeftOut) -> list[Piece]:
         order = self._messages_of(number)
-        instants = sample_instants(self._stamps[self._camera][order[self._camera]], self._fps)
-        at = {topic: newest_at(self._stamps[topic][order[topic]], instants) for topic in self._taken}
+        instants = sample_instants(self.stamps[self._camera][order[self._camera]], self._fps)
+        at = {stream: newest_at(self.stamps[stream][order[stream]], instants) for stream in self._taken}
+        ages = {stream: instants - _chosen(self.stamps[stream][order[stream]], at[stream]) for stream in self._taken}
         fresh = np.ones(len(instants), bool)
-        for topic in self._taken:
-            fresh &= self._fresh(topic, order[topic], at[topic], instants, fresh, left_out)
+        for streams in self._needed:
+            fresh &= self._fresh(streams, at, ages, fresh, left_out)
         pieces = list(runs(fresh))
         alone = [piece for piece in pieces if piece.stop - piece.start == 1]
         left_out.frames["alone, with no frame before or after"] += len(alone)
@@ -110,42 +119,40 @@ class Planner:
         rows = self._labels(labelled, order[labelled]) if labelled is not None else np.empty((0, 5))
         found = []
         for piece in pieces:
-            numbers = {topic: order[topic][at[topic][piece]] for topic in self._taken}
+            numbers = {stream: _chosen(order[stream], at[stream][piece]) for stream in self._taken}
             labels = _resampled(rows, at[labelled][piece]) if labelled is not None else None
             place = int(self._places[self._camera][numbers[self._camera][0]])
             found.append(Piece(number, instants[piece], numbers, self._text(place), labels))
         return found
 
     def _messages_of(self, episode: int) -> dict[str, NDArray[np.int64]]:
-        """Numbers of the messages of an episode by topic, in the order of their stamps."""
+        """Numbers of the messages of an episode by stream, in the order of their stamps."""
         first, last = self._span(episode)
         order = {}
-        for topic in self._taken:
-            places = self._places[topic]
+        for stream in self._taken:
+            places = self._places[stream]
             # What was said once for the whole recording holds in all its episodes.
             inside = np.flatnonzero((places >= first) & (places < last)) if len(places) > 1 else np.zeros(1, np.int64)
             # Stable: of messages with the same stamp the one that was recorded last counts.
-            order[topic] = inside[np.argsort(self._stamps[topic][inside], kind="stable")]
+            order[stream] = inside[np.argsort(self.stamps[stream][inside], kind="stable")]
         return order
 
     def _fresh(
         self,
-        topic: str,
-        order: NDArray[np.int64],
-        at: NDArray[np.int64],
-        instants: NDArray[np.int64],
+        streams: Sequence[str],
+        at: Mapping[str, NDArray[np.int64]],
+        ages: Mapping[str, NDArray[np.int64]],
         so_far: NDArray[np.bool_],
         left_out: LeftOut,
     ) -> NDArray[np.bool_]:
-        """Which frames a topic has a message for. A frame is counted for the first topic that it lacks."""
-        missing = at == NONE
-        old = np.zeros(len(instants), bool)
-        old[~missing] = (instants - self._stamps[topic][order[at]] if len(order) else instants)[~missing] > (
-            self._oldest[topic]
-        )
-        left_out.frames[f"no message of {topic} yet"] += int((missing & so_far).sum())
-        left_out.frames[f"{topic} older than {self._oldest[topic] / SECOND_NS:.3g} s"] += int((old & so_far).sum())
-        return ~missing & ~old
+        """Which frames one of the streams has a message for. A frame is counted for the first that it lacks."""
+        missing = np.all([at[stream] == NONE for stream in streams], axis=0)
+        fresh = np.any([(at[each] != NONE) & (ages[each] <= self._oldest[each]) for each in streams], axis=0)
+        longest = max(self._oldest[stream] for stream in streams) / SECOND_NS
+        left_out.frames[f"no message of {streams[0]} yet"] += int((missing & so_far).sum())
+        left_out.frames[f"{streams[0]} older than {longest:.3g} s"] += int((~fresh & ~missing & so_far).sum())
+        found: NDArray[np.bool_] = fresh
+        return found
 
     def _span(self, episode: int) -> tuple[int, int]:
         """First place of an episode's messages, and the one after the last."""
@@ -201,6 +208,13 @@ class _Rewards:
         after = first + np.searchsorted(self._places[first:last], place)
         row: NDArray[np.float64] = self._rows[min(after, last - 1)]
         return row
+
+
+def _chosen(values: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The values at some places, `NONE` for the place `NONE`."""
+    found = np.full(len(at), NONE, np.int64)
+    found[at != NONE] = values[at[at != NONE]]
+    return found
 
 
 def _resampled(rows: NDArray[np.float64], at: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -152,12 +152,14 @@ class _Run:
         assert self._sink is not None
         for episode in source.episodes():
             self._sink.begin(episode)
+            frames = 0
             for sample in episode.samples():
                 self._sink.add(sample)
-                result.frames += 1
+                frames += 1
                 if self._on_progress is not None:
-                    self._on_progress(result.frames, self._done)
+                    self._on_progress(result.frames + frames, self._done)
             self._sink.end()
+            result.frames += frames
             result.episodes += 1
             result.tasks[episode.task] += 1
 

@@ -129,12 +129,11 @@ def _video(path: Path, name: str, table: Path | None) -> Item:
 
 
 def _dataset(path: Path) -> list[Item]:
-    from v2r_core.convert.video_source import DatasetEpisode  # noqa: PLC0415 (pyarrow)
-    from v2r_core.video.lerobot import LeRobotFolder  # noqa: PLC0415
+    from v2r_core.convert.video_source import DatasetEpisode, open_dataset  # noqa: PLC0415 (PyAV)
 
-    folder = LeRobotFolder.open(path)
+    dataset = open_dataset(path)
 
     def episode(number: int) -> Item:
-        return Item(f"{path.name}#{number}", lambda wishes, fps: DatasetEpisode(folder, number, wishes, fps))
+        return Item(f"{path.name}#{number}", lambda wishes, fps: DatasetEpisode(dataset, number, wishes, fps))
 
-    return [episode(number) for number in range(folder.episodes)]
+    return [episode(number) for number in range(dataset.folder.episodes)]

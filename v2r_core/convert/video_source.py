@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from v2r_core.convert.provenance import read_starts
 from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD
 from v2r_core.label.lerobot_writer import COUNTERS
 from v2r_core.label.table import Labels
-from v2r_core.look.labelled_set import LEROBOT_SET
+from v2r_core.look.labelled_lerobot import read_head
+from v2r_core.look.labelled_set import LEROBOT_SET, NotLabelledError
 from v2r_core.video.lerobot import LeRobotFolder
 from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video
@@ -123,14 +124,40 @@ class VideoSource(_OneEpisode):
             raise
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """A LeRobotDataset v3 and what else is known of its episodes.
+
+    Attributes:
+        folder: the dataset.
+        head: None: it is not labelled.
+        starts: see `read_starts`.
+    """
+
+    folder: LeRobotFolder
+    head: LabelHead | None
+    starts: Mapping[int, int]
+
+
+def open_dataset(path: Path) -> Dataset:
+    """Reads what is said about a dataset, once for all its episodes.
+
+    Raises:
+        VideoError: the dataset cannot be read.
+        ConvertError: what is said about its labels or its origin is damaged.
+    """
+    folder = LeRobotFolder.open(path)
+    return Dataset(folder, _dataset_head(folder), read_starts(path))
+
+
 class DatasetEpisode(_OneEpisode):
     """An episode of a LeRobotDataset v3, labelled or not."""
 
-    def __init__(self, folder: LeRobotFolder, number: int, wishes: Wishes, fps: int | None) -> None:
+    def __init__(self, dataset: Dataset, number: int, wishes: Wishes, fps: int | None) -> None:
         """Opens it.
 
         Args:
-            folder: the dataset.
+            dataset: of `open_dataset`.
             number: of the episode.
             wishes: which cameras, and the task.
             fps: frames a second; None: those of the dataset.
@@ -139,27 +166,26 @@ class DatasetEpisode(_OneEpisode):
             VideoError: the episode cannot be read.
             ConvertError: no such camera.
         """
-        stack = ExitStack()
+        stack, folder, head = ExitStack(), dataset.folder, dataset.head
         super().__init__(f"{folder.path.name}#{number}", {}, stack.close)
         try:
             self._videos = {
                 name: stack.enter_context(folder.video(number, name)) for name in _cameras(folder, wishes.images)
             }
-            vectors = _vectors(folder)
+            vectors = _vectors(folder, head is not None)
             length = folder.length(number)
             self._columns = {
                 name: folder.column(number, name).astype(np.float32).reshape(length, -1) for name in vectors
             }
-            head = _dataset_head(folder)
             if head is not None and head.camera in self._videos:
                 columns = [folder.column(number, f"v2r.{name}").reshape(length) for name in LABEL_FIELDS]
                 self._labels = np.stack([column.astype(np.float64) for column in columns], axis=1)
             else:
                 head = None
-            sizes = {name: folder.features[name].shape[:2] for name in self._videos}
-            self.layout = Layout(fps or own_rate(self._name, folder.fps), sizes, vectors, head)  # type: ignore[arg-type]
+            sizes = {name: _size(folder.features[name].shape) for name in self._videos}
+            self.layout = Layout(fps or own_rate(self._name, folder.fps), sizes, vectors, head)
             self._task = wishes.task if wishes.task is not None else "; ".join(folder.tasks(number))
-            self._start_ns = read_starts(folder.path).get(number, 0)
+            self._start_ns = dataset.starts.get(number, 0)
         except BaseException:
             stack.close()
             raise
@@ -187,9 +213,15 @@ def _cameras(folder: LeRobotFolder, wished: Sequence[str]) -> list[str]:
     return names
 
 
-def _vectors(folder: LeRobotFolder) -> dict[str, Vector]:
+def _size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a camera; some datasets say (3, H, W) of it, as torch has it."""
+    first = 1 if shape[0] == len("RGB") and shape[-1] != len("RGB") else 0
+    return shape[first], shape[first + 1]
+
+
+def _vectors(folder: LeRobotFolder, labelled: bool) -> dict[str, Vector]:
     """The features of numbers that are neither counters nor labels."""
-    passed_over = {*COUNTERS, *((*LABELS, NEXT_REWARD) if _dataset_head(folder) else ())}
+    passed_over = {*COUNTERS, *((*LABELS, NEXT_REWARD) if labelled else ())}
     vectors = {}
     for name, feature in folder.features.items():
         if feature.is_camera or feature.dtype == "string" or name in passed_over:
@@ -204,14 +236,13 @@ def _vectors(folder: LeRobotFolder) -> dict[str, Vector]:
 
 
 def _dataset_head(folder: LeRobotFolder) -> LabelHead | None:
-    file = folder.path / LEROBOT_SET
-    if not file.is_file() or any(f"v2r.{name}" not in folder.features for name in LABEL_FIELDS):
+    if not (folder.path / LEROBOT_SET).is_file() or any(f"v2r.{name}" not in folder.features for name in LABEL_FIELDS):
         return None
     try:
-        record = json.loads(file.read_bytes())
-        return LabelHead(*(record[name] for name in LabelHead.__dataclass_fields__))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConvertError(f"{file} is damaged ({error!r}); label the dataset again, or remove the file") from error
+        head = read_head(folder.path)
+    except NotLabelledError as error:
+        raise ConvertError(str(error)) from error
+    return LabelHead(head.camera, head.model, head.model_sha256, head.reward, head.reward_kind)
 
 
 def _head_of(labels: Labels, camera: str) -> LabelHead:

@@ -52,18 +52,21 @@ def label_on_ray(
         address: of the cluster ("auto", "ray://HOST:10001"); "" starts one on this machine, and ends it.
 
     Raises:
-        RuntimeError: Ray is not installed or not there, or an actor cannot load the model.
+        RuntimeError: Ray is not installed, not there or gone, or an actor cannot load the model.
     """
     if not tasks:
         return
     with _connected(address) as resources:
         kind = "GPU" if resources.get("GPU", 0) >= 1 else "CPU"
-        pool = min(actors or int(resources[kind]), int(resources[kind]), len(tasks))
+        there = int(resources.get(kind, 0))
+        if not there:
+            raise RuntimeError("the Ray cluster has neither a CPU nor a GPU; wait until one of its nodes has")
+        pool = min(actors or there, there, len(tasks))
         waiting = dict(enumerate(tasks))
         for number in range(TRIES):
             if waiting:
                 blocks = min(len(waiting), MOST_BLOCKS) if number == 0 else len(waiting)
-                for done in _pass(waiting, options, max(pool, 1), kind, blocks):
+                for done in _pass(waiting, options, pool, kind, blocks):
                     del waiting[done.number]
                     yield Outcome.of(done)
         for number in waiting:
@@ -75,6 +78,7 @@ def _pass(
 ) -> Iterator[Done[Labels]]:
     """What comes back of the tasks; those whose actor dies do not."""
     import ray.data  # noqa: PLC0415 (an extra)
+    import ray.exceptions  # noqa: PLC0415
 
     # What goes wrong with a video comes back as its outcome, without ten lines of Ray's own calls.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -96,7 +100,14 @@ def _pass(
             # By default Ray gives a video that kills its actor to one after the other, for ever.
             max_task_retries=0,
         )
-    for batch in found.iter_batches(batch_size=None, prefetch_batches=0):
+    batches = iter(found.iter_batches(batch_size=None, prefetch_batches=0))
+    while True:
+        try:
+            batch = next(batches, None)
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"Ray has given up: {describe(error)}; start the same command again") from error
+        if batch is None:
+            return
         for sent in batch["done"]:
             done = pickle.loads(sent)  # noqa: S301 (from our own actor, through a cluster that runs our code anyway)
             if isinstance(done, str):

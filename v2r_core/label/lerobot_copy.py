@@ -37,6 +37,9 @@ LABELS = {
 }
 """What every frame gets."""
 
+_PLACES = ("index", "episode_index", "frame_index")
+"""Columns that say which frame a row is of."""
+
 _LEFT_OUT = (".git", ".cache")
 """Folders that belong to the place where a dataset lies, not to the dataset."""
 
@@ -122,7 +125,7 @@ class LabelledCopy:
         import pyarrow as pa  # noqa: PLC0415
         import pyarrow.parquet as pq  # noqa: PLC0415
 
-        kinds = {"index": pa.int64(), "episode_index": pa.int64(), "frame_index": pa.int64()}
+        kinds = dict.fromkeys(_PLACES, pa.int64())
         schema = pa.schema(kinds | {"progress_sparse": pa.float32()}, {"reward_model_path": self._model})
         with pq.ParquetWriter(self._target / PROGRESS, schema) as progress:
             for name in names:
@@ -137,6 +140,8 @@ class LabelledCopy:
         target.parent.mkdir(parents=True, exist_ok=True)
         with parquet_errors(source):
             file = pq.ParquetFile(source)
+        if missing := [name for name in _PLACES if name not in file.schema_arrow.names]:
+            raise VideoError(f"{source}: no column {missing[0]!r} in it; write the dataset again")
         fields = [pa.field(name, _arrow_type(feature)) for name, feature in self._added.items()]
         kept = [field for field in file.schema_arrow if field.name not in self._added]
         metadata = add_features(file.schema_arrow.metadata or {}, self._added)
@@ -145,7 +150,7 @@ class LabelledCopy:
             for group in range(file.num_row_groups):
                 with parquet_errors(source):
                     table = file.read_row_group(group)
-                numbers = {name: table[name].to_numpy() for name in ("index", "episode_index", "frame_index")}
+                numbers = {name: table[name].to_numpy() for name in _PLACES}
                 new = self._rows(source, numbers["episode_index"], numbers["frame_index"])
                 columns = [table[field.name] for field in kept] + [pa.array(new[name]) for name in self._added]
                 writer.write_table(pa.table(columns, schema=schema), row_group_size=max(1, table.num_rows))

@@ -6,6 +6,7 @@ available" and takes no part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,31 +38,25 @@ def column_stats(values: NDArray[Any]) -> Stats:
     numbers = rows.astype(np.float64)
     present = ~np.isnan(numbers)
     count = int(present.reshape(frames, -1).any(axis=1).sum())
-    if not present.all():
-        # An entry that no frame has stays NaN, without a warning of numpy's.
-        numbers = np.ma.masked_invalid(numbers)
-        rows = np.ma.array(rows, mask=~present)
+    known: NDArray[np.bool_] = np.asarray(present.any(axis=0))
+
+    def over(function: Callable[..., NDArray[Any]], table: NDArray[Any] = numbers, *more: object) -> NDArray[Any]:
+        """Of every entry that some frame has; the others stay NaN, without a warning of numpy's."""
+        found = function(table[:, known], *more, axis=0)
+        if known.all():
+            return found
+        every = np.full((*found.shape[:-1], len(known)), np.nan, found.dtype)
+        every[..., known] = found
+        return every
+
     stats: Stats = {
-        "min": _filled(rows.min(axis=0)),
-        "max": _filled(rows.max(axis=0)),
-        "mean": _filled(numbers.mean(axis=0)),
-        "std": _filled(numbers.std(axis=0)),
+        "min": over(np.nanmin, rows),
+        "max": over(np.nanmax, rows),
+        "mean": over(np.nanmean),
+        "std": over(np.nanstd),
         "count": np.array([count], np.int64),
     }
-    return stats | _quantiles(numbers)
-
-
-def _filled(values: NDArray[Any]) -> NDArray[Any]:
-    return np.ma.filled(values, np.nan) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
-
-
-def _quantiles(numbers: NDArray[np.float64]) -> Stats:
-    plain = np.ma.filled(numbers, np.nan)
-    known = ~np.isnan(plain).all(axis=0)
-    found = np.full((len(QUANTILES), *plain.shape[1:]), np.nan)
-    if known.any():
-        found[:, known] = np.nanquantile(plain[:, known], list(QUANTILES.values()), axis=0)
-    return dict(zip(QUANTILES, found, strict=True))
+    return stats | {name: over(np.nanquantile, numbers, quantile) for name, quantile in QUANTILES.items()}
 
 
 class ImageStats:
@@ -116,19 +111,25 @@ def merge_stats(first: Stats | None, second: Stats) -> Stats | None:
         return first
     if first is None:
         return second
-    counts = [float(part["count"][0]) for part in (first, second)]
-    shares = [count / sum(counts) for count in counts]
+    # An entry may be missing in all frames of one part.
+    weights = [np.where(np.isnan(part["mean"]), 0.0, float(part["count"][0])) for part in (first, second)]
+    total = weights[0] + weights[1]
+    shares = [np.divide(weight, total, out=np.full(total.shape, np.nan), where=total > 0) for weight in weights]
+
+    def mixed(values: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        known = [np.where(share > 0, value, 0.0) for share, value in zip(shares, values, strict=True)]
+        return shares[0] * known[0] + shares[1] * known[1]
 
     def average(name: str) -> NDArray[np.float64]:
-        return shares[0] * first[name].astype(np.float64) + shares[1] * second[name].astype(np.float64)
+        return mixed([part[name].astype(np.float64) for part in (first, second)])
 
     mean = average("mean")
     squares = [part["std"].astype(np.float64) ** 2 + (part["mean"] - mean) ** 2 for part in (first, second)]
     merged: Stats = {
-        "min": np.minimum(first["min"], second["min"]),
-        "max": np.maximum(first["max"], second["max"]),
+        "min": np.fmin(first["min"], second["min"]),
+        "max": np.fmax(first["max"], second["max"]),
         "mean": mean,
-        "std": np.sqrt(shares[0] * squares[0] + shares[1] * squares[1]),
+        "std": np.sqrt(mixed(squares)),
         "count": first["count"] + second["count"],
     }
     return merged | {name: average(name) for name in QUANTILES}

@@ -5,15 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from v2r_core.deploy.folder import Strict
+from v2r_core.deploy.stream import Status
 from v2r_core.label.complete import complete, remove_halves
-from v2r_core.label.video_sources import SET_FILE
+from v2r_core.label.video_sources import SET_FILE, VideoSource
 from v2r_core.rewards.reward import RewardKind
 
 MANIFEST, LABELS, OVERLAYS = "manifest.jsonl", "labels", "overlays"
@@ -68,6 +73,15 @@ class ManifestLine(Strict):
     mtime_ns: int
     key: str
 
+    @field_validator("video")
+    @classmethod
+    def _stays_inside(cls, video: str) -> str:
+        """Files are looked for, and thrown away, under this name."""
+        path = PurePosixPath(video)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"{video!r} is no path within the folder")
+        return video
+
     @classmethod
     def of(cls, video: str, state: State, frames: int, seconds: float, error: str, looks: Looks) -> ManifestLine:
         """A line; `seconds` are rounded."""
@@ -86,6 +100,85 @@ class ManifestLine(Strict):
     def says(self, state: State, looks: Looks) -> bool:
         """Whether it says so of a video that looks so."""
         return (self.state, self.size, self.mtime_ns, self.key) == (state, *looks)
+
+
+@dataclass
+class LabelledSet:
+    """What came of labelling videos or bags into a folder.
+
+    Attributes:
+        record: what the folder holds.
+        found: videos or bags that there are.
+        kept: of these, done by an earlier run.
+        labelled: done by this run.
+        failed: name of each that failed in this run, and why.
+        left_out: what was not gone into, and why.
+        frames: that this run labelled.
+        busy_seconds: wall time of all workers together, their start not included.
+        cpu_seconds: processor time of all workers together.
+        statuses: number of labels of each status.
+    """
+
+    record: SetRecord
+    found: int = 0
+    kept: int = 0
+    labelled: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    frames: int = 0
+    busy_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    statuses: Counter[Status] = field(default_factory=Counter)
+
+
+class Answer(Protocol):
+    """What comes back of a task: `Outcome` or `Done`."""
+
+    @property
+    def number(self) -> int: ...
+
+
+TaskT_co = TypeVar("TaskT_co", covariant=True)
+AnswerT_contra = TypeVar("AnswerT_contra", bound=Answer, contravariant=True)
+TaskT = TypeVar("TaskT")
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+class SetRun(Protocol[TaskT_co, AnswerT_contra]):
+    """Labels on their way into a folder."""
+
+    def has_to_do(self, source: VideoSource) -> bool:
+        """Whether a source has to be labelled; counts it if not."""
+
+    def task_of(self, source: VideoSource) -> TaskT_co:
+        """What a worker is told."""
+
+    def take(self, source: VideoSource, answer: AnswerT_contra) -> None:
+        """Keeps what a worker answered."""
+
+
+def work_off(
+    run: SetRun[TaskT, AnswerT],
+    sources: Sequence[VideoSource],
+    start: Callable[[list[TaskT]], Generator[AnswerT, None, None]],
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Labels all that has to be.
+
+    Args:
+        run: what knows how.
+        sources: all there are.
+        start: starts workers on tasks and gives their answers, in any order.
+        on_progress: called with (sources done, sources in all).
+    """
+    waiting = [source for source in sources if run.has_to_do(source)]
+    done = len(sources) - len(waiting)
+    with closing(start([run.task_of(source) for source in waiting])) as answers:
+        for answer in answers:
+            run.take(waiting[answer.number], answer)
+            done += 1
+            if on_progress is not None:
+                on_progress(done, len(sources))
 
 
 def read_record(out: Path) -> SetRecord | None:
@@ -117,6 +210,19 @@ def read_manifest(out: Path) -> dict[str, ManifestLine]:
                 continue
             lines[line.video] = line
     return lines
+
+
+def shared_root(out: Path, sources: Sequence[Path]) -> Path | None:
+    """The root of what `out` holds already, if it is that of these sources too: labels of more of them join it.
+
+    Raises:
+        ValueError: see `read_record`.
+    """
+    there = read_record(out)
+    if there is None:
+        return None
+    paths = (Path(os.path.normpath(path.expanduser().absolute())) for path in sources)
+    return Path(there.root) if all(path.is_relative_to(there.root) for path in paths) else None
 
 
 class SetWriter:
@@ -171,8 +277,8 @@ class SetWriter:
         return self._out / LABELS / f"{name}.parquet"
 
     def overlay(self, name: str) -> Path:
-        """Where the overlay video of a video is; what was no mp4 becomes one."""
-        return self._out / OVERLAYS / (name if name.lower().endswith(".mp4") else f"{name}.mp4")
+        """Where the overlay video of a video is; what was no mp4 becomes one, beside that of an mp4 of its name."""
+        return self._out / OVERLAYS / (name if name.lower().endswith(".mp4") else f"{name}.overlay.mp4")
 
     def add(self, line: ManifestLine) -> None:
         """Says what became of a video, for this run and for those to come.

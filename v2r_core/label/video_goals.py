@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from v2r_core.label.goals import ANY, LAST, TABLE_SUFFIX
 
 COLUMNS = ["goal", "video"]
+_WILD = frozenset("*?[")
+"""What a pattern has that is no plain name."""
 _PLACE_MARKS = (":/", "#")
 """What may follow the name of a file or folder: a topic of a bag, an episode of a dataset."""
 
@@ -21,12 +24,12 @@ class VideoGoals:
     """The goals of many videos.
 
     Attributes:
-        rows: pattern and goal of each row of a table but that of `*`, in their order.
+        rows: goal by pattern of each row of a table but that of `*`, in their order.
         otherwise: goal of all other videos; None: that of the model.
         table: the file; empty where there is none, and one goal is for all.
     """
 
-    rows: tuple[tuple[str, str], ...]
+    rows: Mapping[str, str]
     otherwise: str | None
     table: str
 
@@ -36,15 +39,24 @@ class VideoGoals:
         Raises:
             ValueError: the table has none for it.
         """
-        own = next((goal for pattern, goal in self.rows if pattern == name), None)
-        found = own or next((goal for pattern, goal in self.rows if fnmatchcase(name, pattern)), self.otherwise)
+        found = self.rows.get(name)
+        if found is None:
+            fitting = (self.rows[pattern] for pattern in self._patterns if fnmatchcase(name, pattern))
+            found = next(fitting, self.otherwise)
         if self.table and found is None:
             raise ValueError(f"no goal for it in {self.table}; add a row for it, or one for {ANY}")
         return found
 
     def unused(self, names: Sequence[str]) -> list[str]:
         """Patterns of the table that fit none of the videos: perhaps misspelt."""
-        return [pattern for pattern, _ in self.rows if not any(fnmatchcase(name, pattern) for name in names)]
+        known = set(names)
+        wild = [each for each in self._patterns if any(fnmatchcase(name, each) for name in names)]
+        return [pattern for pattern in self.rows if pattern not in known and pattern not in wild]
+
+    @cached_property
+    def _patterns(self) -> list[str]:
+        """Of a table with a row for each of many videos, only these have to be compared with every name."""
+        return [pattern for pattern in self.rows if not _WILD.isdisjoint(pattern)]
 
 
 def plan_video_goals(goal: str | None) -> VideoGoals:
@@ -60,7 +72,7 @@ def plan_video_goals(goal: str | None) -> VideoGoals:
         ValueError: it is no such table.
     """
     if goal is None or Path(goal).suffix.lower() != TABLE_SUFFIX:
-        return VideoGoals((), None if goal is None else _find(goal, Path.cwd(), ""), "")
+        return VideoGoals({}, None if goal is None else _find(goal, Path.cwd(), ""), "")
     path = Path(goal).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table of goals")
@@ -77,7 +89,7 @@ def plan_video_goals(goal: str | None) -> VideoGoals:
                 raise ValueError(f"{where}{video} has a goal already; give each video one line")
             rows[video] = _find((row["goal"] or "").strip(), path.parent, where)
     otherwise = rows.pop(ANY, None)
-    return VideoGoals(tuple(rows.items()), otherwise, str(path))
+    return VideoGoals(rows, otherwise, str(path))
 
 
 def goal_file(goal: str) -> Path | None:

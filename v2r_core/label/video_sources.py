@@ -56,7 +56,8 @@ def find_sources(paths: Sequence[Path], skip: Path, root: Path | None = None) ->
         * a folder with images that has neither videos nor folders in it. Images beside videos are taken for pictures
           of them and left out.
     Hidden entries, `skip`, folders that `v2r label` wrote (labelled videos, and copies that are not complete) and
-    folders without access are passed over; so are LeRobotDatasets, whose video files hold many episodes each.
+    folders without access are passed over; so are LeRobotDatasets, whose video files hold many episodes each, and names
+    that are no UTF-8.
 
     Args:
         paths: of videos or folders.
@@ -79,11 +80,16 @@ def find_sources(paths: Sequence[Path], skip: Path, root: Path | None = None) ->
         tops.append(path if kind == "folder" else path.parent)
         found += search.folder(path) if kind == "folder" else [(path, kind == "bag")]
     base = root or Path(os.path.commonpath(tops))
-    sources = {path: VideoSource(path, _name(path, base), is_bag) for path, is_bag in found}
+    sources = {}
+    for path, is_bag in found:
+        if _is_text(path):
+            sources[path] = VideoSource(path, _name(path, base), is_bag)
+        else:
+            left_out[_printable(path)] = "its name is no UTF-8; rename it"
     if not sources:
         raise ValueError(
             f"{', '.join(map(str, paths))}: no video in it; {', '.join(VIDEO_SUFFIXES)} files, folders of images and "
-            "rosbags are videos"
+            "rosbags are videos" + "".join(f"; left out is {path}: {why}" for path, why in left_out.items())
         )
     return FoundSources(base, sorted(sources.values(), key=lambda source: natural_key(source.name)), left_out)
 
@@ -140,6 +146,15 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
+def _is_text(path: Path) -> bool:
+    """False for a name that no table or list could hold: bytes that are no UTF-8, e.g. of an old file system."""
+    return _printable(path) == str(path)
+
+
+def _printable(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", errors="replace")
+
+
 def _entries(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
@@ -171,14 +186,14 @@ class _Search:
         try:
             entries = _entries(folder)
         except OSError as error:
-            self._left_out[str(folder)] = error.strerror or str(error)
+            self._left_out[_printable(folder)] = error.strerror or str(error)
             return
         if _has_bag(entries):
             yield folder, True
         elif _is_image_folder(entries):
             yield folder, False
         elif (folder / DATASET_FILE).is_file():
-            self._left_out[str(folder)] = "a LeRobotDataset; label it by itself"
+            self._left_out[_printable(folder)] = "a LeRobotDataset; label it by itself"
         elif not (folder / SET_FILE).is_file() and not folder.name.endswith(_HALF_SUFFIX):
             for entry in entries:
                 if entry.is_dir():

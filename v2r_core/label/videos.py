@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +16,7 @@ from v2r_core.deploy.stream import Status
 from v2r_core.label.goals import BUNDLE, LAST
 from v2r_core.label.outcome import Outcome
 from v2r_core.label.pool import label_all
-from v2r_core.label.set_writer import Looks, ManifestLine, SetRecord, SetWriter, read_record
+from v2r_core.label.set_writer import LabelledSet, Looks, ManifestLine, SetRecord, SetWriter, shared_root, work_off
 from v2r_core.label.table import need_tables, write_labels
 from v2r_core.label.video_goals import VideoGoals, goal_file, plan_video_goals
 from v2r_core.label.video_labeller import LabellerOptions, VideoTask
@@ -47,36 +45,16 @@ class VideosTask:
 
 
 @dataclass
-class LabelledVideos:
+class LabelledVideos(LabelledSet):
     """What came of it.
 
     Attributes:
-        record: what `out` holds.
-        videos: that were found.
-        kept: of these, done by an earlier run.
-        labelled: done by this run.
-        failed: name of each that failed in this run, and why.
-        left_out: what was not gone into, and why.
         unused_goals: patterns of the table of goals that fit no video.
-        frames: that this run labelled.
-        video_seconds: how long they play.
-        busy_seconds: wall time of all workers together, their start not included.
-        cpu_seconds: processor time of all workers together.
-        statuses: number of frames of each status.
+        video_seconds: how long the frames play that this run labelled.
     """
 
-    record: SetRecord
-    videos: int = 0
-    kept: int = 0
-    labelled: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
     unused_goals: list[str] = field(default_factory=list)
-    frames: int = 0
     video_seconds: float = 0.0
-    busy_seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    statuses: Counter[Status] = field(default_factory=Counter)
 
 
 def label_videos(
@@ -90,7 +68,8 @@ def label_videos(
 
     A video of which `out` has labels of the same model, reward and goal, and which has not changed since, is left as it
     is. So a run that was interrupted, even killed, goes on where it stopped when it is started again, and videos that
-    failed are tried again. A video that fails keeps no labels of an earlier state of it.
+    failed are tried again. A video that fails keeps no labels of an earlier state of it; where there are labels of what
+    it is now and only the overlay fails, they stay. Overlays of an earlier state go with its labels.
 
     Args:
         task: which videos, where to.
@@ -109,7 +88,7 @@ def label_videos(
     need_tables()
     bundle = load_bundle(options.model)
     options = LabellerOptions(bundle.path.resolve(), options.reward, options.threads, options.providers)
-    found = find_sources(task.sources, task.out, _root_of(task))
+    found = find_sources(task.sources, task.out, shared_root(task.out, task.sources))
     record = set_record("videos", found.root, bundle, options.reward)
     _check_goal(bundle, record, task.goal)
     goals = plan_video_goals(task.goal)
@@ -117,15 +96,8 @@ def label_videos(
     result.unused_goals = goals.unused([source.name for source in found.sources])
     with SetWriter(task.out, record, task.force) as out:
         run = _Run(task.overlay, goals, _own_goal(bundle, record), out, result)
-        waiting = [source for source in found.sources if run.has_to_do(source)]
-        done = result.kept + len(result.failed)
-        tasks = [run.task_of(source) for source in waiting]
-        with closing(label_all(tasks, options, workers, ray)) as outcomes:
-            for outcome in outcomes:
-                run.take(waiting[outcome.number], outcome)
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, result.videos)
+        start = partial(label_all, options=options, workers=workers, ray=ray)
+        work_off(run, found.sources, start, on_progress)
     return result
 
 
@@ -167,28 +139,24 @@ def label_key(record: SetRecord, goal: str, *choices: str) -> str:
 
 
 class _Run:
-    """Labels on their way into a folder."""
+    """See `SetRun`."""
 
     def __init__(self, overlay: bool, goals: VideoGoals, own_goal: str, out: SetWriter, result: LabelledVideos) -> None:
         self._overlay, self._goals, self._own_goal = overlay, goals, own_goal
-        self._out, self._result = out, result
+        self._out, self.result = out, result
         self._keys: dict[str, str] = {}
         self._seen: dict[str, Looks] = {}
 
     def has_to_do(self, source: VideoSource) -> bool:
-        """Whether a video has to be labelled; counts it if not."""
         name = source.name
-        seen: Looks = (0, 0, "")
+        self._seen[name] = (0, 0, "")
         try:
-            seen = (*measure(source.path), self._key(self._goals.of(name)))
+            self._seen[name] = (*measure(source.path), self._key(self._goals.of(name)))
         except (OSError, ValueError) as error:
-            self._fail(name, seen, 0.0, describe(error))
+            self._fail(name, 0.0, describe(error))
             return False
-        self._seen[name] = seen
-        line = self._out.lines.get(name)
-        done = line is not None and line.says("done", seen) and self._out.table(name).is_file()
-        if done and not (self._overlay and not self._out.overlay(name).is_file()):
-            self._result.kept += 1
+        if self._has_labels(name) and (not self._overlay or self._out.overlay(name).is_file()):
+            self.result.kept += 1
             return False
         return True
 
@@ -198,31 +166,40 @@ class _Run:
 
     def take(self, source: VideoSource, outcome: Outcome) -> None:
         """Writes the labels, and after them that they are there."""
-        name, seen, labels, result = source.name, self._seen[source.name], outcome.labels, self._result
+        name, labels, result = source.name, outcome.labels, self.result
         result.busy_seconds += outcome.seconds
         result.cpu_seconds += outcome.cpu_seconds
         if labels is None:
-            self._fail(name, seen, outcome.seconds, outcome.error)
+            self._fail(name, outcome.seconds, outcome.error)
             return
+        if not self._overlay:
+            self._out.overlay(name).unlink(missing_ok=True)
         write_labels(self._out.table(name), labels)
-        self._out.add(ManifestLine.of(name, "done", len(labels), outcome.seconds, "", seen))
+        self._out.add(ManifestLine.of(name, "done", len(labels), outcome.seconds, "", self._seen[name]))
         result.labelled += 1
         result.frames += len(labels)
         fps = mean_rate(labels.stamps)
         result.video_seconds += len(labels) / fps if math.isfinite(fps) else 0.0
         result.statuses.update(Status(number) for number in labels.status)
 
-    def _fail(self, name: str, seen: Looks, seconds: float, error: str) -> None:
+    def _has_labels(self, name: str) -> bool:
+        """Whether there are labels of the video as it is now."""
+        line = self._out.lines.get(name)
+        return line is not None and line.says("done", self._seen[name]) and self._out.table(name).is_file()
+
+    def _fail(self, name: str, seconds: float, error: str) -> None:
+        self.result.failed[name] = error
+        if self._has_labels(name):
+            return
         # What is there was made of something else than what is there now.
         self._out.table(name).unlink(missing_ok=True)
         self._out.overlay(name).unlink(missing_ok=True)
-        self._out.add(ManifestLine.of(name, "failed", 0, seconds, error, seen))
-        self._result.failed[name] = error
+        self._out.add(ManifestLine.of(name, "failed", 0, seconds, error, self._seen[name]))
 
     def _key(self, goal: str | None) -> str:
         chosen = self._own_goal if goal is None else goal
         if chosen not in self._keys:
-            self._keys[chosen] = label_key(self._result.record, chosen)
+            self._keys[chosen] = label_key(self.result.record, chosen)
         return self._keys[chosen]
 
 
@@ -245,12 +222,3 @@ def _check_goal(bundle: Bundle, record: SetRecord, goal: str | None) -> None:
             f"--goal {goal}: the reward {record.reward!r} compares with no goal; leave --goal away, or take "
             "--reward vip"
         )
-
-
-def _root_of(task: VideosTask) -> Path | None:
-    """The root of what `out` holds already, if it is that of these videos too: labels of more videos join it."""
-    there = read_record(task.out)
-    if there is None:
-        return None
-    paths = (Path(os.path.normpath(path.expanduser().absolute())) for path in task.sources)
-    return Path(there.root) if all(path.is_relative_to(there.root) for path in paths) else None

@@ -13,14 +13,13 @@ from typing import Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.interfaces import Connection, MessageDefinitionFormat
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-from rosbags.typesys.store import Typestore
 
 from v2r_core.deploy.stream import Status
-from v2r_core.label.messages import REWARD, REWARD_INFO, SECOND_NS, label_types, read_header
+from v2r_core.label.messages import REWARD, REWARD_INFO, SECOND_NS, read_header
 from v2r_core.label.table import LabelOrigin, Labels
+from v2r_core.look.bag_types import types_of
 from v2r_core.look.labelled_set import LabelledEpisode, LabelledSet, NotLabelledError
 from v2r_core.rewards.reward import RewardCurve, RewardKind
 from v2r_core.video.bag import COMPRESSED, RAW, BagVideo, open_bag
@@ -165,7 +164,7 @@ def _read(path: Path, reader: Reader, rewards: list[Connection]) -> _Rows:
     """Reads all rewards, and with them what was said about them on the info topic beside them."""
     beside = rewards[0].topic.rpartition("/")[0] + "/info"
     infos = [c for c in reader.connections if c.msgtype == REWARD_INFO and c.topic == beside]
-    types = {c.msgtype: _types(c) for c in [*rewards, *infos]}
+    types = {c.msgtype: types_of(c) for c in [*rewards, *infos]}
     rows, info = _Rows(), None
     try:
         for connection, time_ns, data in reader.messages(connections=[*rewards, *infos]):
@@ -181,16 +180,6 @@ def _read(path: Path, reader: Reader, rewards: list[Connection]) -> _Rows:
     if not len(rows):
         raise NotLabelledError(f"{path}: no message on {rewards[0].topic}; label it again")
     return rows
-
-
-def _types(connection: Connection) -> Typestore:
-    """Types as the bag defines them; ours where it does not say."""
-    if connection.msgdef.format is not MessageDefinitionFormat.MSG or not connection.msgdef.data:
-        return label_types()
-    store = get_typestore(Stores.ROS2_JAZZY)
-    found = get_types_from_msg(connection.msgdef.data, connection.msgtype)
-    store.register({name: fields for name, fields in found.items() if name not in store.fielddefs})
-    return store
 
 
 def _kind(info: Any, curve: RewardCurve) -> RewardKind:
@@ -217,16 +206,22 @@ class _Pictures:
     def __init__(self, path: Path, topic: str | None) -> None:
         self._path, self._topic = path, topic
         self._video: BagVideo | None = None
+        self._recorded: NDArray[np.float64] | None = None
 
     def frames(self, labels: Labels, recorded: array[float]) -> Video:
         if self._topic is None:
             raise VideoError(f"{self._path}: no image topic has the stamps of the rewards; record the images too")
         if self._video is None:
             self._video = BagVideo(self._path, self._topic)
-        # An unstamped image comes right before its reward; rewards of a live node come a little later.
+            if len(np.unique(self._video.stamps)) < len(self._video):
+                self._recorded = _recording_times(self._path, self._topic)
+        moments = np.array(recorded)
         numbers = _same_stamp(self._video.stamps, labels.stamps)
         if (numbers == NO_IMAGE).all():
-            numbers = np.searchsorted(self._video.stamps, np.array(recorded), side="right") - 1
+            # An unstamped image comes right before its reward; rewards of a live node come a little later.
+            numbers = np.searchsorted(self._video.stamps, moments, side="right") - 1
+        elif self._recorded is not None:
+            numbers = _of_the_same_run(numbers, self._video.stamps, self._recorded, moments)
         stale = np.isin(labels.status, [int(Status.STALE_IMAGE)])
         return _EpisodeFrames(self._video, labels.origin.name, np.where(stale, NO_IMAGE, numbers), labels.stamps)
 
@@ -240,10 +235,37 @@ def _same_stamp(images: NDArray[np.float64], rewards: NDArray[np.float64]) -> ND
     """Number of the image with the stamp of each reward, `NO_IMAGE` where there is none; stamps may go back."""
     order = np.argsort(images, kind="stable")
     ascending = images[order]
-    # The last one with that stamp: after a restart of the stream the same stamps may come again.
     found = np.searchsorted(ascending, rewards + SAME_STAMP, side="right") - 1
     close = (found >= 0) & (np.abs(ascending[found] - rewards) <= SAME_STAMP)
     return np.where(close, order[found], NO_IMAGE)
+
+
+def _recording_times(path: Path, topic: str) -> NDArray[np.float64]:
+    """When each message of a topic was recorded, seconds."""
+    with closing(open_bag(path)) as reader:
+        connections = [each for each in reader.connections if each.topic == topic]
+        return np.array([time / SECOND_NS for _, time, _ in reader.messages(connections=connections)])
+
+
+def _of_the_same_run(
+    numbers: NDArray[np.int64], images: NDArray[np.float64], recorded: NDArray[np.float64], moments: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Chooses among images with one stamp, as a simulator makes them that is reset: the last before the reward was.
+
+    Args:
+        numbers: (T,) of an image with the stamp of each reward.
+        images: (N,) stamps of all images, seconds.
+        recorded: (N,) when they were recorded, seconds.
+        moments: (T,) when the rewards were recorded, seconds.
+    """
+    places: dict[float, list[int]] = {}
+    for number, stamp in enumerate(images.tolist()):
+        places.setdefault(stamp, []).append(number)
+    found = numbers.copy()
+    for row in np.flatnonzero(numbers != NO_IMAGE).tolist():
+        same = places[float(images[numbers[row]])]
+        found[row] = next((each for each in reversed(same) if recorded[each] <= moments[row]), same[0])
+    return found
 
 
 class _EpisodeFrames:

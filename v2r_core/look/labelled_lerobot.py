@@ -16,8 +16,8 @@ from v2r_core.rewards.reward import RewardCurve, RewardKind
 PREFIX = "v2r."
 
 
-class _Head(BaseModel):
-    """meta/v2r_labels.json."""
+class DatasetHead(BaseModel):
+    """What stands behind the labels of a dataset: meta/v2r_labels.json."""
 
     schema_version: Literal[1]
     camera: str
@@ -26,6 +26,19 @@ class _Head(BaseModel):
     reward: str
     reward_kind: RewardKind
     goal_source: str = ""
+
+
+def read_head(path: Path) -> DatasetHead:
+    """What stands behind the labels of the dataset at `path`.
+
+    Raises:
+        NotLabelledError: the file is missing or damaged.
+    """
+    file = path / LEROBOT_SET
+    try:
+        return DatasetHead.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise NotLabelledError(f"{file} is damaged ({error}); label the dataset again, or remove the file") from error
 
 
 def lerobot_set(path: Path) -> LabelledSet:
@@ -37,10 +50,7 @@ def lerobot_set(path: Path) -> LabelledSet:
     """
     from v2r_core.video.lerobot import LeRobotFolder  # noqa: PLC0415 (pyarrow)
 
-    try:
-        head = _Head.model_validate_json((path / LEROBOT_SET).read_bytes())
-    except ValidationError as error:
-        raise NotLabelledError(f"{path / LEROBOT_SET} is damaged ({error}); label the dataset again") from error
+    head = read_head(path)
     folder = LeRobotFolder.open(path)
     missing = [
         name for name in ("reward", "value", "progress", "uncertainty", "status") if _name(name) not in folder.features

@@ -45,7 +45,8 @@ svg {{ display: block; width: 100%; height: auto; }}
   padding: 0 {RIGHT / WIDTH:.2%} 0 {LEFT / WIDTH:.2%}; }}
 .plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.2rem; }}
 .plots figcaption {{ font-size: .9rem; font-weight: 600; }}
-tr[hidden] {{ display: none; }} td.text {{ text-align: left; min-width: 9rem; }}
+tr[hidden] {{ display: none; }} #{TABLE} thead th:nth-last-child(-n+3) {{ text-align: left; }}
+td.text {{ text-align: left; min-width: 9rem; }}
 th[scope=row] {{ min-width: 9rem; max-width: 22rem; overflow-wrap: anywhere; font-weight: 400; }}
 """
 

@@ -77,7 +77,7 @@ def curve_svg(labels: Labels, label: str) -> str:
     """Progress (the value where there is none) over the reward, by frame; grey where numbers cannot be trusted.
 
     Args:
-        labels: at least one frame.
+        labels: of the episode.
         label: what a screen reader says, escaped here.
     """
     curve, count = labels.curve, len(labels)
@@ -92,10 +92,10 @@ def curve_svg(labels: Labels, label: str) -> str:
     else:
         parts += [*_frame((0.0, 1.0), top, PANELS[0], "value"), _centred("no progress and no value", top + 46)]
     parts += _reward_panel(curve.reward, bottom, PANELS[1])
-    seconds = float(np.ptp(labels.stamps))
+    last, seconds = max(count - 1, 0), float(np.ptp(labels.stamps)) if count else 0.0
     parts.append(f'<text x="{LEFT}" y="{height}" {_TEXT}>frame 0</text>')
     parts.append(
-        f'<text x="{WIDTH - RIGHT}" y="{height}" text-anchor="end" {_TEXT}>frame {count - 1}, {seconds:.1f} s</text>'
+        f'<text x="{WIDTH - RIGHT}" y="{height}" text-anchor="end" {_TEXT}>frame {last}, {seconds:.1f} s</text>'
     )
     return _svg(parts, height + 4, label)
 
@@ -217,7 +217,9 @@ def _reward_panel(rewards: NDArray[np.float64], top: float, height: float) -> li
 
 
 def _bands(bad: NDArray[np.bool_], panels: Sequence[tuple[float, float]]) -> list[str]:
-    """Grey behind the frames that cannot be trusted."""
+    """Grey behind the frames that cannot be trusted, no finer than a pixel, since a status may flicker for hours."""
+    if len(bad) > WIDTH:
+        bad = np.array([part.any() for part in np.array_split(bad, WIDTH)])
     edges = np.flatnonzero(np.diff(np.concatenate([[False], bad, [False]]).astype(int)))
     bands = []
     for begin, end in zip(edges[::2], edges[1::2], strict=True):

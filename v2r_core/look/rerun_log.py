@@ -220,6 +220,8 @@ def _log_pictures(
     target = episode.goal_picture() if options.overlay else None
     try:
         with episode.open_frames() as frames:
+            if len(frames) < total:
+                problem = f"the video has {len(frames)} frames; it has changed, label it again"
             for row in range(min(total, len(frames))):
                 try:
                     frame = frames[row]

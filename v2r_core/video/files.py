@@ -7,21 +7,18 @@ import re
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self, SupportsIndex
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
+from v2r_core.video.file_index import FrameTable, index_frames, open_container, packets_from
 from v2r_core.video.pixels import rgb_of
 from v2r_core.video.resize import Frame
 from v2r_core.video.video import IMAGE_SUFFIXES, VideoError, check_shape, mean_rate, resolve_index
@@ -31,30 +28,8 @@ CACHE_BYTES = 64 << 20
 
 CACHE_FRAMES = 32
 
-_MISSING_TAIL_S = 0.5
-"""A file that ends this much before the length it declares is truncated."""
-
 DECODER_THREADS = 4
 """Each thread holds a frame; more than a few help no video that a reward is computed on."""
-
-
-@dataclass(frozen=True)
-class _Table:
-    """What one pass over the packets, without decoding, tells about a file.
-
-    Attributes:
-        pts: presentation times of the frames in time base units, ascending, int64 (T,).
-        keys: indices of the frames that decoding can start at, ascending; the first is 0.
-        time_base: seconds a unit.
-        in_order: True if packets have no usable presentation time, so that frames are told apart by counting.
-        declared_fps: frame rate in the file's header; NaN if it has none.
-    """
-
-    pts: NDArray[np.int64]
-    keys: list[int]
-    time_base: float
-    in_order: bool
-    declared_fps: float
 
 
 class VideoFile:
@@ -67,15 +42,22 @@ class VideoFile:
         path: the file.
         threads: of the decoder; 1 is best where several processes decode.
         kept_bytes: size of the decoded frames that are kept for the next time, in bytes; None for `CACHE_BYTES`.
+        span: see `index_frames`; only the frames that it finds can be read, numbered from 0.
 
     Raises:
         VideoError: not a video, no video stream, no frame, or truncated.
     """
 
-    def __init__(self, path: Path, threads: int = DECODER_THREADS, kept_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int = DECODER_THREADS,
+        kept_bytes: int | None = None,
+        span: tuple[float, float] | None = None,
+    ) -> None:
         self.name = path.name
         self._path = path
-        self._table = _index(path)
+        self._table = index_frames(path, span)
         self.stamps: NDArray[np.float64] = self._table.pts.astype(np.float64) * self._table.time_base
         rate = mean_rate(self.stamps)
         self.fps = self._table.declared_fps if math.isnan(rate) else rate
@@ -128,15 +110,17 @@ class VideoFile:
 class _Decoder:
     """One open file and a position in it: moves forward by decoding, and to anywhere else by key frames."""
 
-    def __init__(self, path: Path, table: _Table, threads: int) -> None:
+    def __init__(self, path: Path, table: FrameTable, threads: int) -> None:
         self._path = path
         self._table = table
         self._threads = threads
         # One converter for all frames: a frame's own would set up its colour tables every time.
         self._converter = VideoReformatter()
         self._shape: tuple[int, ...] | None = None
-        self._next = 0
         self._open()
+        if not table.whole:
+            # The file's first frame is not that of the table.
+            self._next = -1
 
     def frame(self, index: int) -> Frame:
         """Frame `index` as RGB.
@@ -165,7 +149,7 @@ class _Decoder:
         self._container.close()
 
     def _open(self) -> None:
-        self._container = _open(self._path)
+        self._container = open_container(self._path)
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._threads
@@ -175,18 +159,15 @@ class _Decoder:
     def _seek(self, key: int) -> None:
         """Goes to key frame `key`, or to an earlier one where the container's own index is less exact than ours."""
         keys, pts = self._table.keys, self._table.pts
-        for earlier in reversed(keys[1 : bisect_right(keys, key)]):
+        # The first one of a file is where it is opened.
+        for earlier in reversed(keys[1 if self._table.whole else 0 : bisect_right(keys, key)]):
             self._frames.close()
             try:
-                self._container.seek(int(pts[earlier]), stream=self._stream, backward=True)
+                packets = packets_from(self._container, self._stream, int(pts[earlier]), int(pts[key]))
             except av.FFmpegError:
                 break
-            packets = self._container.demux(self._stream)
-            first = next(packets)
-            # Some containers search by decoding time. Landing behind the key frame would not fail but give frames that
-            # were predicted from others than theirs.
-            if first.is_keyframe and first.pts is not None and first.pts <= pts[key]:
-                self._frames = self._decode(chain((first,), packets))
+            if packets is not None:
+                self._frames = self._decode(packets)
                 self._next = key
                 return
         self.close()
@@ -211,77 +192,6 @@ class _Decoder:
         self._shape = self._shape or rgb.shape
         check_shape(self._path.name, index, rgb, self._shape)
         return rgb
-
-
-def _open(path: Path) -> InputContainer:
-    # Titles and comments are in any encoding; a strange one is no reason to refuse the pictures.
-    return av.open(str(path), metadata_errors="replace")
-
-
-def _index(path: Path) -> _Table:
-    try:
-        with _open(path) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path}: no video stream in it; give a file with pictures")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise VideoError(f"{path}: codec of its video stream is not known; convert it to H.264")
-            return _scan(path, container, stream)
-    except (av.FFmpegError, EOFError) as error:
-        raise VideoError(f"{path}: cannot be read as a video ({error}); it is truncated or no video file") from error
-
-
-def _scan(path: Path, container: InputContainer, stream: VideoStream) -> _Table:
-    """Goes once over all packets of the stream."""
-    shown: list[int | None] = []
-    keys: list[int] = []
-    packets = end = 0
-    for packet in container.demux(stream):
-        if packet.size == 0:
-            continue
-        packets += 1
-        if packet.is_corrupt:
-            raise VideoError(f"{path}: ends within frame {len(shown)}; the file is truncated, copy it again")
-        if packet.pts is not None:
-            end = max(end, packet.pts + (packet.duration or 0))
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-        if not packet.is_discard and not _is_hidden(stream, packet):
-            shown.append(packet.pts)
-    table = _table(path, shown, sorted(keys), stream)
-    # An MP4 lists its frames in front; a Matroska file has only its duration there, which sound may lengthen.
-    missing = "mp4" in container.format.name and len(stream.index_entries) > packets
-    if "matroska" in container.format.name and container.duration and len(container.streams) == 1 and len(shown) > 1:
-        tail = container.duration / av.time_base - end * table.time_base
-        missing = tail > _MISSING_TAIL_S + float(np.diff(table.pts).max()) * table.time_base
-    if missing:
-        raise VideoError(f"{path}: ends after {packets} frames, before its end; the file is truncated, copy it again")
-    return table
-
-
-def _table(path: Path, shown: list[int | None], keys: list[int], stream: VideoStream) -> _Table:
-    fps = float(stream.average_rate or stream.guessed_rate or math.nan)
-    time_base = float(stream.time_base or 1)
-    stamps = [pts for pts in shown if pts is not None]
-    # AVI has no place for presentation times, and what is made up for H.264 with B-frames is wrong.
-    scrambled = stream.container.format.name == "avi" and stream.codec_context.name in ("h264", "hevc")
-    if not shown or (len(stamps) < len(shown) and math.isnan(fps)):
-        raise VideoError(f"{path}: {len(shown)} frames and no times in its video stream; record it again")
-    if len(stamps) < len(shown):
-        stamps, time_base = list(range(len(shown))), 1 / fps
-    if scrambled or not keys or len(set(stamps)) < len(shown):
-        return _Table(np.sort(np.array(stamps, np.int64)), [0], time_base, True, fps)
-    # Nothing can be decoded before the first key frame: a recording that was cut there has such frames.
-    pts = np.unique(np.array([stamp for stamp in stamps if stamp >= keys[0]], np.int64))
-    if len(pts) == 0:
-        raise VideoError(f"{path}: no frame after a key frame in its video stream; record it again")
-    starts = np.searchsorted(pts, np.array(keys, np.int64))
-    return _Table(pts, sorted({0, *(int(start) for start in starts if start < len(pts))}), time_base, False, fps)
-
-
-def _is_hidden(stream: VideoStream, packet: av.Packet) -> bool:
-    """VP8 stores reference frames that are never shown as packets of their own; a bit of the first byte tells."""
-    return stream.codec_context.name == "vp8" and not bytes(memoryview(packet)[:1])[0] & 0x10
 
 
 class ImageFolder:

@@ -73,9 +73,12 @@ class EpisodeInVideo(_Episode):
         super().__init__(name, stamps, fps)
         if not path.is_file():
             raise VideoError(f"{name}: {path} is missing; copy the dataset again, with its videos")
-        self._file = VideoFile(path, threads=1, kept_bytes=0) if lean else VideoFile(path)
+        tolerance = 0.5 / fps
+        # An mp4 holds many episodes: to look through all of it for each of them would take long.
+        part = span[0] - tolerance, span[0] + float(stamps[-1]) + tolerance
+        self._file = VideoFile(path, 1, 0, part) if lean else VideoFile(path, span=part)
         try:
-            self._numbers = _nearest(name, path, self._file.stamps, span, stamps, 0.5 / fps)
+            self._numbers = _nearest(name, path, self._file.stamps, span, stamps, tolerance)
         except VideoError:
             self._file.close()
             raise
@@ -113,7 +116,7 @@ def _nearest(
     far = np.abs(times[numbers] - wanted) > tolerance
     if far.any():
         raise VideoError(
-            f"{name}: {path} has no frame at {wanted[far][0]:.3f} s, its frames are from {times[0]:.3f} to "
+            f"{name}: {path} has no frame at {wanted[far][0]:.3f} s, those around there are from {times[0]:.3f} to "
             f"{times[-1]:.3f} s; copy the video again"
         )
     return numbers.astype(np.int64)
