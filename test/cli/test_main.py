@@ -51,3 +51,12 @@ def test_module_form() -> None:
     done = subprocess.run([sys.executable, "-m", "v2r_core.cli", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "score" in done.stdout
+
+
+def test_an_interruption_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(verb: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("v2r_core.cli.main._command", interrupt)
+    assert main(["score", "video.mp4"]) == 130
+    assert capsys.readouterr().err == "v2r score: interrupted\n"

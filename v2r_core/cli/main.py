@@ -27,7 +27,11 @@ VERBS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one verb and returns the exit code: 0 done, 1 refused (the reason is on stderr), 2 not understood."""
+    """Runs one verb.
+
+    Returns:
+        The exit code: 0 done, 1 refused (the reason is on stderr), 2 not understood, 130 interrupted.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     verb = words[0] if words else "--help"
     if verb in {"-h", "--help"}:
@@ -37,19 +41,26 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"v2r: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    import tyro  # noqa: PLC0415 (a tenth of a second that the help does not need)
-
-    kind = _command(verb)
     try:
-        # Where one option decides which others there are, the verb reads its words itself.
-        parse = getattr(kind, "parse", None)
-        command = parse(words[1:]) if parse else tyro.cli(kind, args=words[1:], prog=f"v2r {verb}")
-        return int(command.run())
+        return _run(verb, words[1:])
+    except KeyboardInterrupt:
+        print(f"v2r {verb}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("V2R_TRACEBACK"):
             raise
         print(f"v2r {verb}: {error}", file=sys.stderr)
         return 1
+
+
+def _run(verb: str, words: list[str]) -> int:
+    import tyro  # noqa: PLC0415 (a tenth of a second that the help does not need)
+
+    kind = _command(verb)
+    # Where one option decides which others there are, the verb reads its words itself.
+    parse = getattr(kind, "parse", None)
+    command = parse(words) if parse else tyro.cli(kind, args=words, prog=f"v2r {verb}")
+    return int(command.run())
 
 
 def _command(verb: str) -> Any:
