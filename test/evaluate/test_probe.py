@@ -22,6 +22,7 @@ from v2r_core.evaluate.probe import (
     topk_accuracy,
 )
 from v2r_core.evaluate.protocols import PROTOCOLS
+from v2r_core.nn.attentive import AttentiveProbe
 
 
 def clusters(rows: int = 120, width: int = 8, classes: int = 3, noise: float = 0.3, seed: int = 0):
@@ -159,3 +160,24 @@ def test_the_attentive_probe_trains_the_module():
     result = attentive_probe(MeanToken(), tokens, labels, test_tokens, truth, epochs=20, batch_size=8, rate=0.01)
     assert result.top1 > 95
     assert result.top5 == 100
+
+
+def hidden_token(rows: int, seed: int):
+    """One of 16 tokens is marked by its first number and tells the class by its second; the others only distract."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.normal(size=(rows, 16, 12)).astype(np.float32)
+    tokens[..., 0] = 0.0
+    place, labels = rng.integers(0, 16, rows), rng.integers(0, 2, rows)
+    tokens[np.arange(rows), place, :2] = np.stack([np.full(rows, 4.0), np.where(labels, 1.5, -1.5)], 1)
+    return tokens, labels
+
+
+def test_attention_finds_what_a_mean_cannot():
+    """V-JEPA's own probe, where the answer lies in a token that has to be looked for."""
+    (train, labels), (test, truth) = hidden_token(512, 0), hidden_token(200, 1)
+    torch.manual_seed(0)
+    probe = AttentiveProbe(12, 2, heads=3)
+    result = attentive_probe(probe, train, labels, test, truth, epochs=20, batch_size=32, rate=3e-3)
+    assert result.top1 > 98
+    mean = linear_probe(train.mean(1), labels, test.mean(1), truth, "simclr", seed=0)
+    assert mean.top1 < 75
