@@ -402,8 +402,9 @@ def finish(process: subprocess.Popen) -> tuple[int, int, int]:
 
 
 def check_complete(out: Path) -> None:
-    """Whatever has a final name is whole."""
-    tables(out)
+    """Whatever has a final name is whole; what was being written has none yet."""
+    for table in (out / "labels").rglob("[!.]*.parquet"):
+        read_labels(table)
     for overlay in (out / "overlays").rglob("[!.]*.mp4"):
         if overlay.is_file():
             with open_video(overlay) as video:
