@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from node_harness import make_graph
+from live_recording import record_without_drops
 from rclpy.serialization import deserialize_message, serialize_message
 from recordings import (
     COMPRESSED,
@@ -36,7 +36,6 @@ from v2r_core.video.source import open_video
 from v2r_msgs.msg import Reward, RewardInfo
 from v2r_ros import parameters
 from v2r_ros.bags import read_rewards
-from v2r_ros.graph import ACTIVATE, CONFIGURE
 from v2r_ros.images import compressed_to_rgb, message_to_rgb
 from v2r_ros.scoring import MessageScorer
 
@@ -174,46 +173,11 @@ def test_ros_reads_what_was_serialised_without_it(tiny_bundle: Path) -> None:
     assert len(serialize_message(info)) == len(data)
 
 
-def record_live_node(folder: Path, rate: float) -> Path:
-    """A bag of half.mp4 and of what the real node said of it, written by the real recorder."""
-    bag, topics = folder / "bag", ["/image", "/reward_node/reward"]
-    with make_graph(folder) as graph:
-        node = {"goal": "success.mp4", "providers": ["cpu"], "image_qos": "reliable"}
-        graph.start("v2r_ros.reward_node", node)
-        assert graph.transition("/reward_node", CONFIGURE), graph.log("reward_node")
-        graph.start("v2r_ros.recorder", {"bag": str(bag), "topics": topics})
-        video = graph.start(
-            "v2r_ros.video_node", {"video": str(CLIPS / "half.mp4"), "rate": rate, "wait_for_subscribers": 2}
-        )
-        for topic in topics:
-            graph.spin(
-                lambda topic=topic: any(
-                    info.node_name == "recorder" for info in graph.node.get_subscriptions_info_by_topic(topic)
-                ),
-                20.0,
-                "the recorder",
-            )
-        assert graph.transition("/reward_node", ACTIVATE)
-        graph.spin(lambda: video.poll() is not None, 120.0, "the video to end")
-        graph.stop()
-    return bag
-
-
 @pytest.mark.slow
 def test_a_bag_that_the_live_node_was_recorded_in(tmp_path: Path) -> None:
-    """The real node, the real recorder: labels of the recorded images are the recorded rewards.
-
-    Rewards can only be compared where the node dropped no image. A machine busy with other work drops some at 15 per
-    second, so that slower streams are tried.
-    """
-    for rate in (15.0, 8.0, 4.0):
-        folder = tmp_path / f"{rate:g}"
-        folder.mkdir()
-        bag = record_live_node(folder, rate)
-        live = read_rewards(bag)
-        if live.dropped[-1] == 0:
-            break
-    assert live.dropped[-1] == 0, "images were dropped at 4 per second: nothing can be compared"
+    """The real node, the real recorder: labels of the recorded images are the recorded rewards."""
+    bag = record_without_drops(tmp_path)
+    live = read_rewards(bag)
     task = BagTask(bag, tmp_path / "labelled", goal=str(CLIPS / "success.mp4"), namespace="/labels")
     label_bag(task, load_bundle(DEFAULT_BUNDLE))
     labels = read_rewards(tmp_path / "labelled", "/labels/reward")

@@ -11,11 +11,10 @@ import numpy as np
 
 from v2r_core.convert.parts import LABEL_FIELDS, ConvertError, Episode, LabelRow, Layout, Sample
 from v2r_core.convert.provenance import FILE, EpisodeOrigin, Provenance
-from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD, PROGRESS
+from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD, PROGRESS, RECORD, progress_schema
 from v2r_core.label.lerobot_tables import write_json
 from v2r_core.label.lerobot_writer import LeRobotWriter
 from v2r_core.label.partial import PartialFolder
-from v2r_core.look.labelled_set import LEROBOT_SET
 from v2r_core.video.lerobot_schema import Feature
 
 _REWARD = Feature(dtype="float32", shape=(1,))
@@ -83,7 +82,7 @@ class LeRobotSink:
         self._meta.mkdir(exist_ok=True)
         write_json(self._meta / FILE.name, Provenance(episodes=self._origins).model_dump(mode="json"))
         if self._layout.head is not None:
-            write_json(self._meta / LEROBOT_SET.name, {"schema_version": 1, **asdict(self._layout.head)})
+            write_json(self._meta / RECORD.name, {"schema_version": 1, **asdict(self._layout.head)})
             _write_progress(self._meta.parent / PROGRESS, self._progress, self._layout.head.model)
         self._writer.finish()
         self._writer.__exit__(None, None, None)
@@ -110,7 +109,7 @@ def _write_progress(path: Path, episodes: list[array[float]], model: str) -> Non
         "frame_index": np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
         "progress_sparse": np.concatenate([np.array(each, np.float32) for each in episodes]),
     }
-    pq.write_table(pa.table(columns).replace_schema_metadata({"reward_model_path": model}), path)
+    pq.write_table(pa.table(columns, schema=progress_schema(model)), path)
 
 
 def _features(layout: Layout) -> dict[str, Feature]:

@@ -26,11 +26,11 @@ from v2r_core.convert.parts import (
     label_row,
 )
 from v2r_core.convert.provenance import read_starts
-from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD
+from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD, RECORD
 from v2r_core.label.lerobot_writer import COUNTERS
 from v2r_core.label.table import Labels
 from v2r_core.look.labelled_lerobot import read_head
-from v2r_core.look.labelled_set import LEROBOT_SET, NotLabelledError
+from v2r_core.look.labelled_set import NotLabelledError
 from v2r_core.video.lerobot import LeRobotFolder
 from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video
@@ -236,7 +236,7 @@ def _vectors(folder: LeRobotFolder, labelled: bool) -> dict[str, Vector]:
 
 
 def _dataset_head(folder: LeRobotFolder) -> LabelHead | None:
-    if not (folder.path / LEROBOT_SET).is_file() or any(f"v2r.{name}" not in folder.features for name in LABEL_FIELDS):
+    if not (folder.path / RECORD).is_file() or any(f"v2r.{name}" not in folder.features for name in LABEL_FIELDS):
         return None
     try:
         head = read_head(folder.path)

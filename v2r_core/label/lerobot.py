@@ -12,15 +12,13 @@ from pathlib import Path
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.stream import Scorer, Status
 from v2r_core.label.goals import LAST, GoalPlan, GoalTable, OneGoal, OwnEnds, plan_goals
-from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD, Columns, LabelledCopy, label_columns, no_labels
+from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD, RECORD, Columns, LabelledCopy, label_columns, no_labels
 from v2r_core.label.lerobot_tables import write_json
 from v2r_core.label.partial import PartialFolder
 from v2r_core.label.table import Labels, TableError, read_labels, write_labels
 from v2r_core.label.video_labeller import LabellerOptions, VideoTask
 from v2r_core.video.lerobot import LeRobotFolder
 from v2r_core.video.lerobot_schema import Feature
-
-RECORD = "meta/v2r_labels.json"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ from v2r_core.video.video import VideoError
 PROGRESS = "sarm_progress.parquet"
 """Where LeRobot's reward-weighted training looks for the progress of every frame, in the dataset's folder."""
 
+RECORD = Path("meta/v2r_labels.json")
+"""Where a labelled dataset says what labelled it."""
+
 NEXT_REWARD = "next.reward"
 """Where LeRobot's own code looks for rewards: at a frame, that of the step which begins there."""
 
@@ -68,6 +71,18 @@ def no_labels(length: int, status: Status) -> Columns:
     nothing = np.full(length, np.nan, np.float32)
     columns: dict[str, NDArray[Any]] = dict.fromkeys((*LABELS, NEXT_REWARD), nothing)
     return columns | {"v2r.status": np.full(length, int(status), np.int64)}
+
+
+def progress_schema(model: str) -> Any:
+    """Of `PROGRESS`, a pyarrow.Schema: where a frame is, and its progress under the name of RA-BC's default head.
+
+    Args:
+        model: name of what labelled it.
+    """
+    import pyarrow as pa  # noqa: PLC0415
+
+    kinds = dict.fromkeys(_PLACES, pa.int64())
+    return pa.schema(kinds | {"progress_sparse": pa.float32()}, {"reward_model_path": model})
 
 
 class LabelledCopy:
@@ -125,8 +140,7 @@ class LabelledCopy:
         import pyarrow as pa  # noqa: PLC0415
         import pyarrow.parquet as pq  # noqa: PLC0415
 
-        kinds = dict.fromkeys(_PLACES, pa.int64())
-        schema = pa.schema(kinds | {"progress_sparse": pa.float32()}, {"reward_model_path": self._model})
+        schema = progress_schema(self._model)
         with pq.ParquetWriter(self._target / PROGRESS, schema) as progress:
             for name in names:
                 for rows in self._write_data_file(self._source.path / name, self._target / name):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from v2r_core.label.lerobot_copy import RECORD
 from v2r_core.label.set_writer import LABELS, read_manifest, read_record
 from v2r_core.label.table import read_labels
 from v2r_core.label.video_sources import SET_FILE
-from v2r_core.look.labelled_set import LEROBOT_SET, LabelledEpisode, LabelledSet, NotLabelledError
+from v2r_core.look.labelled_set import LabelledEpisode, LabelledSet, NotLabelledError
 from v2r_core.video.source import BAG_SUFFIXES, VIDEO_SUFFIXES, open_video
 
 TABLE_SUFFIX = ".parquet"
@@ -36,7 +37,7 @@ def open_labelled(path: str | Path) -> LabelledSet:
         return _one_table(file)
     if (file / SET_FILE).is_file():
         return _video_set(file)
-    if (file / LEROBOT_SET).is_file():
+    if (file / RECORD).is_file():
         from v2r_core.look.labelled_lerobot import lerobot_set  # noqa: PLC0415 (pyarrow)
 
         return lerobot_set(file)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from v2r_core.label.lerobot_copy import RECORD
 from v2r_core.label.table import LabelOrigin, Labels
-from v2r_core.look.labelled_set import LEROBOT_SET, LabelledEpisode, LabelledSet, NotLabelledError
+from v2r_core.look.labelled_set import LabelledEpisode, LabelledSet, NotLabelledError
 from v2r_core.rewards.reward import RewardCurve, RewardKind
 
 PREFIX = "v2r."
@@ -34,7 +35,7 @@ def read_head(path: Path) -> DatasetHead:
     Raises:
         NotLabelledError: the file is missing or damaged.
     """
-    file = path / LEROBOT_SET
+    file = path / RECORD
     try:
         return DatasetHead.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:

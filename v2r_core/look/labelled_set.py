@@ -16,7 +16,6 @@ from v2r_core.video.source import open_video
 from v2r_core.video.video import Video
 
 SetKind = Literal["bag", "videos", "lerobot"]
-LEROBOT_SET = Path("meta/v2r_labels.json")
 
 
 class NotLabelledError(ValueError):
