@@ -1,17 +1,14 @@
 r"""Does a policy learn from a video reward where a sparse one fails? DrQ-v2 on frozen embeddings, task by task.
 
-    MUJOCO_GL=egl python benchmarks/make_episodes.py --train-noisy 30
-    v2r train vip --preset tiny --data out/episodes/train/{expert,noisy}/door-close --out runs/vip-door-close
-    v2r export runs/vip-door-close --half-weights --out bundles/vip-door-close
-    v2r rl observe --data out/episodes/train/{expert,noisy,random}/door-close --out bundles/eyes-door-close
-    v2r goal out/episodes/train/expert/door-close/0.mp4 --model bundles/vip-door-close \
-        --executions out/episodes/train/{expert,noisy}/door-close --out bundles/goals/vip-door-close.safetensors; ...
+    MUJOCO_GL=egl python benchmarks/make_episodes.py --train-noisy 30 --train-random 20 --tasks door-close ...
+    tools/policy_bundles.sh out/episodes/train bundles door-close ...
     python -m benchmarks.policies --bundles bundles
 
 Every reward trains the same agent from the same camera; goals are from one expert's episode, on a placement that is
-none of those that are trained or tested on. Success is that of 20 episodes without noise on unseen
-placements, after every `eval_every` steps; the table shows the last one, and the steps to the first with at least 0.9.
-A run ends early once all 20 succeed. What the JSON has already is not run again.
+none of those that are trained or tested on. After every `eval_every` steps the policy acts in 20 episodes without
+noise. The checkpoint with the most successes there is judged on 20 other placements: that is what the table shows,
+with the steps to the first evaluation with at least 0.9. A run ends early once all 20 succeed. What the JSON has
+already is not run again.
 """
 
 from __future__ import annotations
@@ -63,10 +60,11 @@ REWARDS: dict[str, list[str]] = {
         "--reward-mode",
         "value",
     ],
-    "viper": ["--reward", "{bundles}/viper-{task}", "--reward-mode", "sparse", "--novelty", "0.5"],
-    "diffusion": ["--reward", "{bundles}/diffusion-{task}", "--reward-mode", "sparse", "--novelty", "0.95"],
+    "viper": ["--reward", "{bundles}/viper", "--reward-mode", "sparse", "--novelty", "0.5"],
+    "diffusion": ["--reward", "{bundles}/diffusion", "--reward-mode", "sparse", "--novelty", "0.95"],
 }
-"""time, viper and diffusion as their papers mix them with the sparse reward and novelty; a bundle is of one task."""
+"""time, viper and diffusion as their papers mix them with the sparse reward and novelty. Their video models are of all
+tasks together; the other bundles are of one task each."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ class Options:
     """Options of the benchmark."""
 
     bundles: Path
-    """Folder with the bundles vip-TASK, uvd-TASK, time-TASK, ... as far as they are asked for, eyes-TASK of every task,
-    and goals/REWARD-TASK.safetensors."""
+    """Folder that tools/policy_bundles.sh wrote: eyes-TASK, vip-TASK, uvd-TASK, time-TASK, time-goal-TASK,
+    goals/REWARD-TASK.safetensors, viper, diffusion; as far as they are asked for."""
     tasks: tuple[str, ...] = TASKS
     """Which tasks."""
     rewards: tuple[str, ...] = tuple(REWARDS)
@@ -101,6 +99,7 @@ class Outcome:
     Attributes:
         task, reward, seed: of the run.
         steps: environment steps until its end.
+        test: success of the best checkpoint, on placements that it was not chosen on.
         success: of the last evaluation.
         curve: [steps, success] of every evaluation.
         good_at: steps of the first evaluation with at least 0.9; None if there is none.
@@ -112,6 +111,7 @@ class Outcome:
     reward: str
     seed: int
     steps: int
+    test: float
     success: float
     curve: list[list[float]]
     good_at: float | None
@@ -133,7 +133,8 @@ def main(options: Options) -> int:
             found.append(outcome)
             options.out.write_text(json.dumps([asdict(entry) for entry in found], indent=1) + "\n")
             console.print(
-                f"{outcome.task} {outcome.reward} seed {outcome.seed}: {outcome.curve} {outcome.seconds:.0f} s"
+                f"{outcome.task} {outcome.reward} seed {outcome.seed}: {outcome.test:.2f} {outcome.curve} "
+                f"{outcome.seconds:.0f} s"
             )
     console.print(table(found))
     return 0
@@ -156,12 +157,23 @@ def run(options: Options, task: str, reward: str, seed: int) -> Outcome:
         *(["--resume"] if (folder / "run.json").is_file() else []),
     ]
     began = time.perf_counter()
-    ended = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
+    call(command)
+    seconds = time.perf_counter() - began
+    judged = folder / "test.json"
+    call([*(sys.executable, "-m", "v2r_core.cli", "rl", "eval", str(folder)), *("--out", str(judged))])
+    return outcome_of(folder, task, reward, seed, seconds)
+
+
+def call(command: list[str]) -> None:
+    """Runs a command with one thread.
+
+    Raises:
+        RuntimeError: it failed; the message ends with what it said.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command)}: {ended.stderr[-2000:]}")
-    return outcome_of(folder, task, reward, seed, time.perf_counter() - began)
 
 
 def outcome_of(folder: Path, task: str, reward: str, seed: int, seconds: float) -> Outcome:
@@ -171,22 +183,23 @@ def outcome_of(folder: Path, task: str, reward: str, seed: int, seconds: float) 
     good = [step for step, success in curve if success >= GOOD]
     repeat = read_run(folder)["recipe"]["action_repeat"]
     unpaid = (lines[-1].get("eval/unpaid") or 0.0) / (HORIZON / repeat)
+    test = json.loads((folder / "test.json").read_text())["success"]
     return Outcome(
-        task, reward, seed, int(curve[-1][0]), curve[-1][1], curve, good[0] if good else None, unpaid, seconds
+        task, reward, seed, int(curve[-1][0]), test, curve[-1][1], curve, good[0] if good else None, unpaid, seconds
     )
 
 
 def table(found: list[Outcome]) -> Table:
-    """Tasks by rewards: the last success, mean over seeds, and the steps to 0.9."""
+    """Tasks by rewards: success of the best checkpoint, mean over seeds, and the steps to 0.9."""
     tasks, rewards = (list(dict.fromkeys(getattr(entry, name) for entry in found)) for name in ("task", "reward"))
-    result = Table("reward", *tasks, title="success of the last evaluation (steps to 0.9)")
+    result = Table("reward", *tasks, title="success of the best checkpoint (steps to 0.9)")
     for reward in rewards:
         cells = []
         for task in tasks:
             runs = [entry for entry in found if (entry.task, entry.reward) == (task, reward)]
             good = [entry.good_at for entry in runs if entry.good_at is not None]
             steps = f" ({np.median(good):.0f})" if good else ""
-            cells.append(f"{np.mean([entry.success for entry in runs]):.2f}{steps}" if runs else "")
+            cells.append(f"{np.mean([entry.test for entry in runs]):.2f}{steps}" if runs else "")
         result.add_row(reward, *cells)
     return result
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from v2r_core.encoders.checkpoints import CheckpointError
 from v2r_core.rl import loop
 from v2r_core.rl.drqv2_recipe import DrQv2Recipe
 from v2r_core.rl.envs import EnvironmentFailure
-from v2r_core.rl.evaluation import EVALUATION_SEEDS, Evaluator
+from v2r_core.rl.evaluation import TEST_SEEDS, Evaluator
 from v2r_core.rl.export import export_policy
 from v2r_core.rl.loop import RlError, train
 from v2r_core.rl.observation import EmbeddingObserver, PixelObserver
@@ -25,8 +26,8 @@ from v2r_core.rl.options import RlOptions, Task
 from v2r_core.rl.replay import ReplayStore
 from v2r_core.rl.replay_files import Layout
 from v2r_core.rl.rollouts import Rollouts
-from v2r_core.rl.runs import evaluate_run, load_agent, recorded
-from v2r_core.training.checkpoint import latest_checkpoint
+from v2r_core.rl.runs import checkpoint_of, evaluate_run, load_agent, recorded
+from v2r_core.training.checkpoint import latest_checkpoint, step_of
 from v2r_core.training.log import read_metrics
 
 BLOB = "gym:toy_blob:Blob-v0"
@@ -107,6 +108,36 @@ def test_it_learns_from_what_the_simulator_pays(bundle: Path, tmp_path: Path) ->
         np.testing.assert_allclose(policy.act(frames[count - 1]), agent.act(stack, 0, evaluate=True), atol=1e-5)
 
 
+def test_the_agent_of_the_best_evaluation_is_kept(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([(0.5, 1.0), (0.75, 2.0), (0.75, 3.0), (0.75, 2.5), (0.25, 9.0)])
+
+    class Judging(Evaluator):
+        def run(self, act: Any) -> Any:
+            success, pay = next(scores)
+            return SimpleNamespace(
+                success=success, numbers=lambda: {"eval/success": success, "eval/return": pay, "eval/dense": 0.0}
+            )
+
+    monkeypatch.setattr(loop, "Evaluator", Judging)
+    options = options_of(steps=300, eval_every=60)
+    run = train(SMALL, task_of(bundle), dataclasses.replace(options, stop_after=240), tmp_path / "run")
+    # Of equals the one that was paid more; a run that goes on knows the best of before.
+    assert step_of(checkpoint_of(run, "best")) == 180
+    train(SMALL, task_of(bundle), dataclasses.replace(options, resume=True), run)
+    assert step_of(checkpoint_of(run, "best")) == 180
+    assert step_of(checkpoint_of(run, "newest")) == 300
+    best, newest = (load_agent(run, which)[0].state_dict()["networks"] for which in ("best", "newest"))
+    assert any(not torch.equal(best[key], newest[key]) for key in best)
+    for which, steps, success in (("best", 180, 0.75), ("newest", 300, 0.25)):
+        card = export_policy(run, tmp_path / which, which=which, name="blob").manifest
+        assert f"{steps} environment steps" in card.training["recipe"]
+        assert card.quality["success"] == success
+    with pytest.raises(ValueError, match="checkpoint is 'last', one of best, newest"):
+        load_agent(run, "last")  # type: ignore[arg-type]
+
+
 def test_an_environment_that_raises_loses_its_episode_only(bundle: Path, tmp_path: Path) -> None:
     # The blob raises in its first episode; each new environment has a first episode.
     task = task_of(bundle, env="gym:toy_blob:HotBlob-v0")
@@ -166,7 +197,7 @@ def test_refusals(bundle: Path, tmp_path: Path) -> None:
     assert record["options"]["seed"] == 0
     (latest_checkpoint(run) / "state.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="resume from an older checkpoint"):
-        load_agent(run)
+        load_agent(run, "newest")
     for wrong in ({"novelty": 1.5}, {"camera": 4}, {"horizon": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             task_of(bundle, **wrong)
@@ -209,7 +240,7 @@ def test_evaluations_do_not_depend_on_who_shares_the_work(bundle: Path, tmp_path
     run = train(SMALL, task_of(bundle), options_of(steps=60), tmp_path / "run")
     one, _ = evaluate_run(run, 5, workers=1, keep_frames=True)
     three, _ = evaluate_run(run, 5, workers=3)
-    assert [episode.seed for episode in three.episodes] == list(range(EVALUATION_SEEDS, EVALUATION_SEEDS + 5))
+    assert [episode.seed for episode in three.episodes] == list(range(TEST_SEEDS, TEST_SEEDS + 5))
     assert three.numbers() == pytest.approx(one.numbers(), rel=0, abs=0, nan_ok=True)
     assert len({episode.dense for episode in three.episodes}) == 5
     assert [len(episode.frames) for episode in one.episodes] == [21, 0, 0, 0, 0]

@@ -15,6 +15,7 @@ from v2r_core.deploy.export import export_bundle, export_encoder
 from v2r_core.deploy.export_networks import export_networks
 from v2r_core.encoders.encoder import Encoder
 from v2r_core.encoders.zoo import DEFAULT_ENCODER, create_encoder, identify_weights
+from v2r_core.rl.options import Checkpoint
 from v2r_core.video.resize import ResizeMode
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Export:
     """Overwrite a bundle that is there."""
     rate: float | None = None
     """Of a policy: actions a second; by default as in training."""
+    checkpoint: Checkpoint = "best"
+    """Of a policy: `best`, with the most successes in an evaluation, or `newest`."""
 
     def run(self) -> int:
         """Exports, checks and reports.
@@ -77,7 +80,7 @@ class Export:
         from v2r_core.rl.export import export_policy  # noqa: PLC0415
 
         with console.status(f"exporting {self.encoder}"):
-            policy = export_policy(self.encoder, self.out, rate=self.rate, name=self.name)
+            policy = export_policy(self.encoder, self.out, rate=self.rate, name=self.name, which=self.checkpoint)
         manifest = policy.manifest
         console.print(f"{policy.path}: {manifest.action_dim} actions at {manifest.rate:.4g} Hz")
         console.print(f"next: ros2 run v2r_ros policy_node --ros-args -p model:={policy.path}")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from v2r_core.rl.drqv2_recipe import PRESETS, DrQv2Recipe
-from v2r_core.rl.options import PIXELS, RlOptions, Task
+from v2r_core.rl.options import PIXELS, Checkpoint, RlOptions, Task
 
 _DEFAULT_PRESET = "tiny"
 VERBS = ("train", "eval", "observe")
@@ -87,12 +87,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Eval:
-    """Evaluates the policy of a run without noise, on placements that its training had not."""
+    """Evaluates the policy of a run without noise, on placements that neither its training nor its evaluations had."""
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="run")]
     """Folder of a run of `v2r rl train`."""
     episodes: int = 20
     """How many."""
+    checkpoint: Checkpoint = "best"
+    """`best`, with the most successes in an evaluation of its training, or `newest`."""
     envs: int = 1
     """Environments side by side."""
     out: Path | None = None
@@ -111,7 +113,9 @@ class Eval:
 
         console = Console()
         with console.status(f"{self.episodes} episodes"):
-            evaluation, seconds = evaluate_run(self.run_folder, self.episodes, self.envs, self.video is not None)
+            evaluation, seconds = evaluate_run(
+                self.run_folder, self.episodes, self.envs, self.video is not None, self.checkpoint
+            )
         numbers = {key.removeprefix("eval/"): value for key, value in evaluation.numbers().items()}
         table = Table("measure", "value", title=f"{self.run_folder}: {self.episodes} episodes")
         for key, value in numbers.items():

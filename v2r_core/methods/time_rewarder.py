@@ -2,10 +2,10 @@
 
     d(u, v) = (v - u) / (T - 1), between -1 and 1, as a distribution over 20 bins (two-hot targets, cross-entropy)
 
-No goal is needed: a robot that makes progress sees frames that lie ahead of those it saw. Its goal-conditioned form is
-ours: the value of a frame is minus the mean distance that is left to the demonstrations' last frames, and a few
-rollouts that lead nowhere (`negatives`) say what is no progress: between two of their frames lies 0, from any of them
-to a goal lies 1. Plain TimeRewarder can be fooled by a robot that only looks like progress; see docs/results.md.
+No goal is needed: a robot that makes progress sees frames that lie ahead of those it saw. Two things are ours. Rollouts
+that lead nowhere (`negatives`) say what is no progress: between two of their frames lies 0. Without them a policy can
+fool it by what only looks like progress; see docs/results.md. And the goal-conditioned form: the value of a frame is
+minus the mean distance that is left to the demonstrations' last frames; from a frame of a negative to a goal lies 1.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class TimeRewarderRecipe(BackboneRecipe):
         bins: of the distribution over [-1, 1].
         decay: an interval of a part x of the video is drawn with a weight of exp(-decay x).
         goal_form: the goal-conditioned form; besides each pair, the distance to the video's last frame is learned.
-        negatives: patterns of the paths or names of videos that lead nowhere, such as `*/random/*`; for the
-            goal-conditioned form.
+        negatives: patterns of the paths or names of videos that lead nowhere, such as `*/random/*`: between two of
+            their frames lies no time.
         pair_hidden: channels of the hidden layers that see both frames.
     """
 
@@ -59,8 +59,6 @@ class TimeRewarderRecipe(BackboneRecipe):
             raise ValueError(
                 f"bins is {self.bins}, pair_hidden {self.pair_hidden}, decay {self.decay}; at least 2, 1 and 0 expected"
             )
-        if self.negatives and not self.goal_form:
-            raise ValueError("negatives are for the goal-conditioned form; add --goal-form, or leave them away")
 
     @classmethod
     def paper(cls) -> Self:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from v2r_core.rl.rollouts import Episode, Rollouts, Setup
 
 EVALUATION_SEEDS = 500_000_000
-"""Where the seeds of evaluation begin; training takes (seed + 1) * TRAINING_SEEDS and on."""
+"""Where the seeds of evaluations during training begin; training takes (seed + 1) * TRAINING_SEEDS and on."""
+TEST_SEEDS = 600_000_000
+"""Where those of evaluations afterwards begin: a checkpoint that was chosen on some placements is judged on others."""
 TRAINING_SEEDS = 1_000_000
 
 Act = Callable[[NDArray[Any]], NDArray[np.float32]]
@@ -61,11 +63,20 @@ class Evaluator:
         episodes: of each evaluation; their seeds are the same every time.
         workers: environments side by side.
         keep_frames: keep the camera's frames of the first episode.
+        first_seed: of the first episode; each of the others has one more.
     """
 
-    def __init__(self, setup: Setup, stack: int, episodes: int, workers: int = 1, keep_frames: bool = False) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        stack: int,
+        episodes: int,
+        workers: int = 1,
+        keep_frames: bool = False,
+        first_seed: int = EVALUATION_SEEDS,
+    ) -> None:
         self._stack = stack
-        self._seeds = [EVALUATION_SEEDS + number for number in range(episodes)]
+        self._seeds = [first_seed + number for number in range(episodes)]
         self._workers = min(workers, episodes)
         self._keep_frames = keep_frames
         self._rollouts = Rollouts(setup, self._seeds[: self._workers], keep_frames)

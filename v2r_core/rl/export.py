@@ -14,26 +14,33 @@ from v2r_core.deploy import graph
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.export_networks import OPSET, ExportError, checked_model
 from v2r_core.deploy.policy import PolicyBundle, check_frames, write_policy
-from v2r_core.rl.drqv2 import DrQv2Agent, PolicyNetwork
+from v2r_core.rl.drqv2 import DrQv2Agent
+from v2r_core.rl.drqv2_networks import PolicyNetwork
 from v2r_core.rl.observation import Observer, make_observer
-from v2r_core.rl.options import PIXELS
-from v2r_core.rl.runs import load_agent, recorded
-from v2r_core.training.checkpoint import latest_checkpoint, step_of
+from v2r_core.rl.options import PIXELS, Checkpoint
+from v2r_core.rl.runs import checkpoint_of, load_agent, recorded
+from v2r_core.training.checkpoint import step_of
 from v2r_core.training.log import read_metrics
 
 _SEED = 0
 
 
 def export_policy(
-    run: str | Path, out: str | Path, *, rate: float | None = None, name: str | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    rate: float | None = None,
+    name: str | None = None,
+    which: Checkpoint = "best",
 ) -> PolicyBundle:
-    """Writes the newest checkpoint's actor, with the encoder that it sees through, and compares it with torch.
+    """Writes a checkpoint's actor, with the encoder that it sees through, and compares it with torch.
 
     Args:
         run: folder of a run of `v2r rl train`.
         out: folder of the policy; must hold none.
         rate: actions a second; None takes that of the training, in simulated time.
         name: identifier; by default the run's name.
+        which: checkpoint.
 
     Raises:
         CheckpointError: not a run, or no checkpoint.
@@ -42,7 +49,8 @@ def export_policy(
         ValueError: no rate, or one that is not above 0.
     """
     recipe, task, record = recorded(run)
-    agent, seconds = load_agent(run)
+    agent, seconds = load_agent(run, which)
+    steps = step_of(checkpoint_of(run, which))
     rate = rate or 1 / seconds
     if not (math.isfinite(rate) and rate > 0):
         raise ValueError(f"rate is {rate}; the simulator does not say it: give the control rate in Hz")
@@ -52,7 +60,7 @@ def export_policy(
     training = {
         "task": task.env,
         "reward": f"{Path(task.reward).name}, {task.reward_mode}" if task.paid_by_bundle else task.reward,
-        "recipe": f"DrQ-v2, {step_of(latest_checkpoint(run))} environment steps, seed {record['options']['seed']}",
+        "recipe": f"DrQ-v2, {steps} environment steps, seed {record['options']['seed']}",
     }
     return write_policy(
         out,
@@ -67,7 +75,7 @@ def export_policy(
         expected=_answer(agent, observer, frames, recipe.frame_stack).tolist(),
         seed=_SEED,
         training=training,
-        quality=_quality(run),
+        quality=_quality(run, steps),
     )
 
 
@@ -106,10 +114,10 @@ def _answer(agent: DrQv2Agent, observer: Observer, frames: NDArray[np.uint8], st
     return agent.act(np.stack(rows), 0, evaluate=True)
 
 
-def _quality(run: str | Path) -> dict[str, float]:
-    """The newest evaluation in the run's log."""
+def _quality(run: str | Path, steps: int) -> dict[str, float]:
+    """The newest evaluation in the run's log up to a checkpoint."""
     for line in reversed(read_metrics(run)):
-        if line.get("eval/success") is not None:
+        if line.get("eval/success") is not None and float(line["step"] or 0) <= steps:
             shown = {"success": "eval/success", "dense": "eval/dense", "steps_to_success": "eval/steps_to_success"}
             return {name: value for name, key in shown.items() if (value := line.get(key)) is not None}
     return {}

@@ -12,11 +12,9 @@ faster: an update sees the episodes that were complete when the step began.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,12 +29,12 @@ from v2r_core.rl.evaluation import TRAINING_SEEDS, Evaluator
 from v2r_core.rl.novelty import make_novelty
 from v2r_core.rl.observation import make_observer
 from v2r_core.rl.offline import fill_from_recordings
-from v2r_core.rl.options import METHOD, RlOptions, Task
+from v2r_core.rl.options import RlOptions, Task
 from v2r_core.rl.replay import Batch, ReplayStore, stored_discount
 from v2r_core.rl.rollouts import Episode, Rollouts
-from v2r_core.rl.runs import setup_of
+from v2r_core.rl.runs import BEST, record_of, setup_of
 from v2r_core.rl.saving import load_state, save_state
-from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints, plain
+from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints
 from v2r_core.training.log import RunLog
 from v2r_core.training.record import claim
 from v2r_core.training.signals import stop_signals
@@ -44,7 +42,6 @@ from v2r_core.video.writing import write_video
 
 KEEP = 2
 FAILURES = 3
-_PACKAGES = ("torch", "numpy", "gymnasium", "onnxruntime")
 
 
 class RlError(RuntimeError):
@@ -70,7 +67,7 @@ def train(recipe: DrQv2Recipe, task: Task, options: RlOptions, out: str | Path) 
     run = Path(out).expanduser()
     if options.threads:
         torch.set_num_threads(options.threads)
-    claim(run, _record(recipe, task, options), options.resume)
+    claim(run, record_of(recipe, task, options), options.resume)
     with _Trainer(run, recipe, task, options) as trainer:
         trainer.run()
     return run
@@ -89,6 +86,7 @@ class _Trainer:
         self.agent_steps = self.env_steps = self.updates = self.episodes = self.failures = 0
         self.saved_at = self.evaluated_at = 0
         self.recent: list[bool] = []
+        self.best = (-math.inf, -math.inf)
         self.metrics: list[dict[str, float]] = []
         self.rng = np.random.default_rng(options.seed)
         self.evaluator: Evaluator | None = None
@@ -273,6 +271,9 @@ class _Trainer:
             folder.mkdir(exist_ok=True)
             fps = 1 / self.evaluator.seconds_a_step
             write_video(folder / f"step-{self.env_steps:08d}.mp4", evaluation.episodes[0].frames, fps)
+        if (score := (evaluation.success, numbers["eval/return"])) > self.best:
+            self.best = score
+            self._write(self.run_folder / BEST, self._agent_state(), keep=1, final=False)
         return evaluation.success
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
@@ -280,22 +281,32 @@ class _Trainer:
     def _save(self, final: bool) -> None:
         self.saved_at = self.env_steps
         in_progress = [(episode.seed, list(episode.actions)) for episode in self.rollouts.episodes]
-        state: dict[str, Any] = {
-            "agent": self.agent.state_dict(),
-            "action_dim": self.rollouts.action_dim,
-            "seconds_a_step": self.rollouts.seconds_a_step,
+        state = self._agent_state() | {
             "rng": self.rng.bit_generator.state,
             "in_progress": in_progress,
             "stored": self.store.number,
             "recent": [bool(success) for success in self.recent],
             "metrics": self.metrics,
+            "best": self.best,
             **{name: getattr(self, name) for name in _COUNTERS},
         }
         if self.novelty is not None:
             state["novelty"] = self.novelty.state_dict()
             state["novelty_optimizer"] = self.novelty.optimizer.state_dict()
+        self._write(self.run_folder, state, KEEP, final)
+
+    def _agent_state(self) -> dict[str, Any]:
+        """What `runs.load_agent` needs."""
+        rollouts = self.rollouts
+        return {
+            "agent": self.agent.state_dict(),
+            "action_dim": rollouts.action_dim,
+            "seconds_a_step": rollouts.seconds_a_step,
+        }
+
+    def _write(self, folder: Path, state: dict[str, Any], keep: int, final: bool) -> None:
         try:
-            save_state(self.run_folder, self.env_steps, state, KEEP)
+            save_state(folder, self.env_steps, state, keep)
         except OSError as error:
             if final:
                 raise RlError(f"step {self.env_steps}: the last checkpoint is lost: {error}") from error
@@ -309,6 +320,7 @@ class _Trainer:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.recent, self.metrics = state["recent"], state["metrics"]
+        self.best = tuple(state["best"])
         if self.novelty is not None:
             self.novelty.load_state_dict(state["novelty"])
             self.novelty.optimizer.load_state_dict(state["novelty_optimizer"])
@@ -327,15 +339,3 @@ def _arrays(actions: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
 def _capacity(row_bytes: int, recipe: DrQv2Recipe, options: RlOptions) -> int:
     """Bytes of the replay: as many rows as the recipe wants, or as much of the disk as it may have."""
     return min(recipe.replay_rows * row_bytes, math.floor(options.replay_gb * 1e9))
-
-
-def _record(recipe: DrQv2Recipe, task: Task, options: RlOptions) -> dict[str, Any]:
-    record = {
-        "method": METHOD,
-        "recipe": dataclasses.asdict(recipe),
-        "task": dataclasses.asdict(task),
-        "options": {"seed": options.seed, "envs": options.envs},
-        "software": {package: version(package) for package in _PACKAGES},
-    }
-    result: dict[str, Any] = plain(record)
-    return result

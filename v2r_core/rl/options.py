@@ -15,6 +15,10 @@ PIXELS = "pixels"
 RewardMode = Literal["alone", "sparse", "potential", "value"]
 """How a video's reward becomes an agent's, see `wrappers.VideoReward`."""
 
+Checkpoint = Literal["best", "newest"]
+"""Of a run: the one with the most successes in an evaluation (of equals, the one with the highest return), or the
+last. More training is not always better: an agent goes on to where its reward is high."""
+
 ENVIRONMENT_REWARDS = ("sparse", "dense", "none")
 
 

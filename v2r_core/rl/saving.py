@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step-00006000/    state.safetensors   every tensor and array
                                       state.json          the rest, with a mark where a tensor belongs
+    RUN/best/checkpoints/step-...     likewise, the agent of the best evaluation so far
 
 The replay is no part of it: it lies beside, and is rewound to the number of episodes that the checkpoint knew.
 """
