@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.drqv2_plain import PlainUpdate
-from v2r_core.rl.drqv2 import Draws, DrQv2Agent, DrQv2Recipe
+from v2r_core.rl.drqv2 import Draws, DrQv2Agent
+from v2r_core.rl.drqv2_recipe import DrQv2Recipe
 from v2r_core.rl.replay import Batch, Layout, ReplayStore
 from v2r_core.rl.replay_files import FRAMES, JOURNAL, STEPS
 

@@ -19,9 +19,9 @@ from v2r_core.rl.drqv2 import (
     DrQv2Agent,
     actor_loss,
     critic_loss,
-    schedule,
     td_target,
 )
+from v2r_core.rl.drqv2_recipe import schedule
 from v2r_core.rl.replay import Batch
 from v2r_core.rl.truncated_normal import normal_entropy, normal_log_prob, truncated_normal
 

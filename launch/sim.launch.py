@@ -37,7 +37,7 @@ ARGUMENTS = {
     "horizon": ("0", "steps of the simulator in an episode; 0: its own limit"),
     "seed": ("0", "seed of the first episode"),
     "speed": ("1.0", "factor on real time; 0: as fast as the actions come, only with lockstep"),
-    "lockstep": ("false", "publish the next image only after the action for the last one has come"),
+    "lockstep": ("false", "publish the next image only after the action for the last one, and its reward, have come"),
     "sim_params": ("", "YAML file of sim_node's parameters; the arguments above win"),
     "reward_params": ("", "YAML file of reward_node's parameters"),
     "policy_params": ("", "YAML file of policy_node's parameters"),
@@ -60,7 +60,7 @@ def _simulation(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             executable="sim_node",
             name="sim_node",
             parameters=[*([file] if file else []), own],
-            remappings=[("action", ACTION)],
+            remappings=[("action", ACTION), ("reward", REWARD)],
             output="screen",
         )
     ]

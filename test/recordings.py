@@ -155,3 +155,8 @@ def read_bag(path: Path) -> Contents:
 
 def square_frames(count: int = 40) -> list[np.ndarray]:
     return moving_square(count)
+
+
+def mirrored(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What a camera on the other side sees."""
+    return [np.ascontiguousarray(frame[:, ::-1]) for frame in frames]

@@ -88,7 +88,8 @@ def reward(value: float, stamp: int, episode: int = 0) -> Row:
 
     fields = dict.fromkeys(FLOATS, float("nan"))
     fields |= {"reward": value, "value": 2 * value, "progress": value / 100, "status": 0, "episode": episode}
-    fields |= {"subgoal_index": 0, "subgoal_count": 1, "frame_count": 1, "goal_id": "goal"}
+    fields |= {"raw_reward": value / 4, "subgoal_index": int(value) // 8, "subgoal_count": 5}
+    fields |= {"frame_count": 1, "goal_id": "goal"}
     data = Messages("/reward_node").reward(Header(stamp, "camera"), fields)
     return stamp + 9_000_000, "/reward_node/reward", REWARD, data
 

@@ -70,6 +70,8 @@ def test_tutorial_runs_as_written(tmp_path: Path) -> None:
     assert (tour / "subgoals" / "subgoals.png").is_file()
     assert (tour / "demo" / "reward.png").is_file()
     assert (tour / "labelled" / "metadata.yaml").read_text().count("/labels/reward") == 1
+    pair = (tour / "pair_labelled" / "metadata.yaml").read_text()
+    assert all(pair.count(f"/reward_node/progress/{camera}") == 1 for camera in ("front", "wrist"))
     assert len(list((tour / "labels" / "labels").glob("*.parquet"))) == 5
     assert len(list((tour / "labels" / "overlays").glob("*.mp4"))) == 5
     assert (tour / "labels_ray" / "labels" / "half.mp4.parquet").is_file()
@@ -78,6 +80,8 @@ def test_tutorial_runs_as_written(tmp_path: Path) -> None:
     assert list((tour / "dataset_videos").rglob("*.mp4"))
     assert (tour / "demonstrations_labelled" / "sarm_progress.parquet").is_file()
     assert summary(tour / "episode_1")["frames"] > 100
+    assert (tour / "baseline" / "goal.png").is_file()
+    assert (tour / "labels_baseline" / "overlays" / "half.mp4").is_file()
 
 
 @pytest.mark.slow

@@ -23,16 +23,6 @@ BLOCK_Z = 0.78
 TIMEOUT_S = 2.0
 AGAIN_S = 0.5
 """A request that has waited while another was carried out is answered by that one."""
-PARAMETERS = (
-    parameters.Spec(
-        "seed",
-        0,
-        "seed of the first episode's place of the block; every reset counts it up by one",
-        when="start",
-        low=0,
-        high=2000000000,
-    ),
-)
 
 
 class GazeboReset(Node):
@@ -40,7 +30,7 @@ class GazeboReset(Node):
 
     def __init__(self) -> None:
         super().__init__("gazebo_reset")
-        parameters.declare(self, PARAMETERS)
+        parameters.declare(self, parameters.GAZEBO_RESET)
         self._seed: int = self.get_parameter("seed").value
         self._done_s, self._place = -AGAIN_S, ""
         self.create_service(Trigger, "~/reset", self._on_reset)

@@ -10,6 +10,7 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image
 
+from v2r_core.deploy.cameras import PLACEHOLDER
 from v2r_core.deploy.stream import Scorer
 from v2r_core.overlay import small_target
 from v2r_core.video.pixels import ImageError
@@ -22,7 +23,6 @@ from v2r_ros.scoring import Images, MessageScorer
 from v2r_ros.throttle import Throttle
 
 Request, Response = SetGoal.Request, SetGoal.Response
-CAMERA = "{camera}"
 
 
 class GoalServer:
@@ -69,10 +69,11 @@ class GoalServer:
 
     def from_uri(self, scorer: Scorer, uri: str, subgoals: bool) -> MadeGoal:
         """A goal out of a file, or of one of each camera where the name has `{camera}` in it. Raises GoalError."""
-        if self._cameras > 1 and CAMERA not in uri:
-            text = f"{uri!r} is one file for {self._cameras} cameras; write {CAMERA} where the camera's name belongs"
+        if self._cameras > 1 and PLACEHOLDER not in uri:
+            where = f"write {PLACEHOLDER} where the camera's name belongs"
+            text = f"{uri!r} is one file for {self._cameras} cameras; {where}"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
-        files = [resolve_goal(uri.replace(CAMERA, name), self._goals_dir) for name in self._names]
+        files = [resolve_goal(uri.replace(PLACEHOLDER, name), self._goals_dir) for name in self._names]
         limits = [self._node.get_parameter(n).value for n in ("max_compressed_bytes", "max_pixels", "max_goal_frames")]
         goal = goal_from_files(scorer, files, *limits, subgoals)
         return MadeGoal(goal, uri, goal_targets(goal, files[0], *limits[:2]))
@@ -141,7 +142,8 @@ class GoalServer:
 
     def _single(self, message: Image | CompressedImage) -> Frame:
         if self._cameras > 1:
-            text = f"one image for {self._cameras} cameras; use the current frame, or files with {CAMERA} in their name"
+            files = f"files with {PLACEHOLDER} in their name"
+            text = f"one image for {self._cameras} cameras; use the current frame, or {files}"
             raise GoalError(Response.RESULT_INVALID_REQUEST, text)
         return self._pixels(message)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
-from v2r_core.deploy.goals import GOAL_SUFFIX, read_goal_image
+from v2r_core.deploy.goals import GOAL_SUFFIX, Together
+from v2r_core.deploy.own_goal import read_goal_pictures
 from v2r_core.deploy.stream import Scorer
 from v2r_core.overlay import small_target
 from v2r_core.rewards.goal import Goal, goal_name, load_goal
@@ -92,20 +93,6 @@ def resolve_goal(uri: str, goals_dir: Path) -> Path:
     return file
 
 
-class Together:
-    """Videos of several cameras as one video of views; as long as the shortest."""
-
-    def __init__(self, videos: Sequence[Video]) -> None:
-        """`videos` are those of the cameras in their order, of the same moments."""
-        self._videos = videos
-
-    def __len__(self) -> int:
-        return min(len(video) for video in self._videos)
-
-    def __iter__(self) -> Iterator[tuple[Frame, ...]]:
-        return zip(*self._videos, strict=False)
-
-
 def goal_from_files(
     scorer: Scorer, files: Sequence[Path], max_bytes: int, max_pixels: int, max_frames: int, subgoals: bool
 ) -> Goal:
@@ -168,15 +155,8 @@ def goal_targets(goal: Goal, file: Path, max_bytes: int, max_pixels: int) -> tup
 
 
 def bundle_targets(folder: Path, goal: Goal) -> tuple[Frame, ...]:
-    """Small pictures of the subgoals of a bundle's own goal: its files goal*.png, if there is one for each."""
-    # goal_2.png comes before goal_10.png.
-    files = sorted(folder.glob("goal*.png"), key=lambda file: (len(file.name), file.name))
-    if len(files) != len(goal.milestones):
-        return ()
-    try:
-        return tuple(small_target(read_goal_image(file)) for file in files)
-    except (OSError, ValueError):  # a picture for the eye; the goal does not need it
-        return ()
+    """Small pictures of the subgoals of a bundle's own goal, see `read_goal_pictures`."""
+    return tuple(map(small_target, read_goal_pictures(folder, goal)))
 
 
 def _saved_goal(file: Path, max_bytes: int) -> Goal:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import array
+import math
 from io import BytesIO
 
 import numpy as np
 from PIL import Image as PillowImage
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
 
 from v2r_core.video.pixels import CHANNELS, ImageError, decode_compressed, image_to_rgb
 from v2r_core.video.resize import Frame
@@ -74,3 +76,23 @@ def rgb_to_compressed(frame: Frame, quality: int = 90) -> CompressedImage:
     message = CompressedImage(format="rgb8; jpeg compressed bgr8")
     message.data = array.array("B", buffer.getvalue())
     return message
+
+
+def camera_info(header: Header, width: int, height: int, focal_length: float) -> CameraInfo:
+    """What camera_info says of a pinhole camera without distortion that looks through the middle of its image.
+
+    Args:
+        header: of the image.
+        width: of the image in pixels.
+        height: of the image in pixels.
+        focal_length: in pixels; NaN: unknown, and the matrices are zeros, which means that it is not calibrated.
+    """
+    info = CameraInfo(header=header, height=height, width=width, distortion_model="plumb_bob")
+    info.d = array.array("d", [0.0] * 5)
+    if math.isfinite(focal_length):
+        # Whole numbers are the middles of pixels, as image_geometry and OpenCV have it.
+        x, y = (width - 1) / 2, (height - 1) / 2
+        info.k = np.array([focal_length, 0, x, 0, focal_length, y, 0, 0, 1])
+        info.r = np.eye(3).ravel()
+        info.p = np.array([focal_length, 0, x, 0, 0, focal_length, y, 0, 0, 0, 1, 0])
+    return info

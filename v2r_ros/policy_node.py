@@ -217,7 +217,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._settled_s = time.monotonic() + SETTLE_S
         self._reason = ""
         summary = log.message(reason, self._now_ns())
-        notes = {"end_reason": reason, "robot_episode": log.number, "return_sum": log.return_sum}
+        notes = {"end_reason": reason, "return_sum": log.return_sum}
         self._driver.end(log.number, notes, image_follows=image_follows)
         self._episodes.publish(summary)
         self.get_logger().info(

@@ -81,7 +81,8 @@ def make_parts(
     recorder = None
     if folder := given["record_dir"]:
         store = open_store(folder, policy.bundle.manifest.preprocess.size, dim, given["record_gb"])
-        recorder = TransitionRecorder(store, node.get_logger().error, rewarded=rewarded)
+        log, patience = node.get_logger(), given["reward_timeout"] if rewarded else None
+        recorder = TransitionRecorder(store, log.error, patience=patience, say=log.warning)
     publisher = node.create_lifecycle_publisher(messages.kind, "~/action", qos.command())
 
     def send(command: Command) -> None:

@@ -11,7 +11,8 @@ from builtin_interfaces.msg import Duration
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from v2r_core.deploy.judging import FLOATS, MAX_GAP, MAX_STAMP_FUTURE, NAN, StreamJudge, UnpairedError
+from v2r_core.deploy.cameras import MAX_SKEW, check_pair, component_fields
+from v2r_core.deploy.judging import FLOATS, MAX_GAP, MAX_STAMP_FUTURE, NAN, StreamJudge
 from v2r_core.deploy.stream import Scorer, Status
 from v2r_core.rewards.goal import Goal
 from v2r_core.rewards.reward import RewardSample
@@ -57,7 +58,7 @@ class MessageScorer:
         max_stamp_future: float = MAX_STAMP_FUTURE,
         max_gap: float = MAX_GAP,
         cameras: Sequence[str] = ("",),
-        max_skew: float = 0.1,
+        max_skew: float = MAX_SKEW,
         targets: Sequence[Frame] = (),
     ) -> None:
         """Wraps a scorer.
@@ -169,11 +170,9 @@ class MessageScorer:
         message = blank_reward(first.header)
         with self._lock:
             judged = self._judge.judge(stamp_ns, now_ns, step)
-            for name, value in judged.fields(self.scorer.goal).items():
+            components = component_fields(self.scorer, self.cameras, judged.sample)
+            for name, value in (judged.fields(self.scorer.goal) | components).items():
                 setattr(message, name, value)
-            if len(self.cameras) > 1 and judged.sample is not None:
-                message.component_names = list(self.cameras)
-                message.component_values = (-self.scorer.distances_to_goal()).tolist()
             target = self._targets[message.subgoal_index] if message.subgoal_index < len(self._targets) else None
         message.dropped_frames = dropped
         message.inference_ms = (time.perf_counter() - start) * 1e3
@@ -183,13 +182,9 @@ class MessageScorer:
         """The frames of all cameras, if their stamps lie close enough together."""
         frames = []
         for name, image in zip(self.cameras, images, strict=True):
-            if image is None:
-                raise UnpairedError(f"camera {name!r} has sent nothing yet; is it running?")
-            skew = abs(_nanoseconds(image) - stamp_ns) * 1e-9
-            if skew > self._max_skew:
-                raise UnpairedError(
-                    f"camera {name!r} is {skew:.3f} s apart from {self.cameras[0]!r}; see max_camera_skew"
-                )
+            their_ns = None if image is None else _nanoseconds(image)
+            check_pair(name, their_ns, self.cameras[0], stamp_ns, self._max_skew)
+            assert image is not None
             frames.append(self._decode(image))
         return tuple(frames)
 

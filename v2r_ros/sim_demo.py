@@ -62,7 +62,7 @@ class SimDemo:
     episodes: int = 10
     """How many; each has its own placement."""
     lockstep: bool = False
-    """The simulator waits for every action, for machines too busy for real time; there are no latencies then."""
+    """The simulator waits for every action and reward: for machines too busy for real time; tells no latencies."""
 
 
 def main(options: SimDemo) -> int:
@@ -149,7 +149,7 @@ def _start(graph: Graph, options: SimDemo) -> None:
     if options.lockstep:
         simulation |= {"action_timeout": PATIENCE_S}
         policy |= {"image_timeout": PATIENCE_S, "reward_timeout": PATIENCE_S, "reward_deadline": 2 * PATIENCE_S}
-    graph.start("v2r_ros.sim_node", simulation, None, "-r", f"action:={ACTION}")
+    graph.start("v2r_ros.sim_node", simulation, None, "-r", f"action:={ACTION}", "-r", f"reward:={REWARD}")
     graph.start("v2r_ros.reward_node", goal | clock, None, *camera)
     graph.start("v2r_ros.policy_node", policy | clock, None, *camera, "-r", f"reward:={REWARD}")
     graph.start("v2r_ros.recorder", {"bag": str(options.out / "bag"), "topics": TOPICS})

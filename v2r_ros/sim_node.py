@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,10 @@ from std_msgs.msg import Bool, Float64MultiArray, Header
 from std_srvs.srv import Trigger
 
 from v2r_core.rl.envs import PixelEnv, make_env
+from v2r_msgs.msg import Reward
 from v2r_ros import parameters, qos
-from v2r_ros.images import rgb_to_message
+from v2r_ros.episodes import nanoseconds
+from v2r_ros.images import camera_info, rgb_to_message
 from v2r_ros.running import Job, run
 from v2r_ros.simulator import Pace, Simulator, View
 from v2r_ros.throttle import Throttle
@@ -26,7 +27,8 @@ from v2r_ros.throttle import Throttle
 class SimNode(Node):
     """Publishes `camera/image`, `camera/camera_info`, `~/success` and `/clock`; subscribes `action`; offers `~/reset`.
 
-    An action is a std_msgs/Float64MultiArray with the environment's numbers in [-1, 1].
+    An action is a std_msgs/Float64MultiArray with the environment's numbers in [-1, 1]. In lockstep the node also hears
+    `reward`: the next image waits for the action on the last one and for its reward.
     """
 
     def __init__(self) -> None:
@@ -43,9 +45,11 @@ class SimNode(Node):
         self._camera_infos = self.create_publisher(CameraInfo, "camera/camera_info", qos.image_publisher())
         self._success = self.create_publisher(Bool, "~/success", 10)
         self._simulator = Simulator(
-            self._make, self._parameter("seed"), pace, self._show, self._tick, self.get_logger().error
+            self._make, self._parameter("seed"), pace, self._show, self._tick, Throttle(self.get_logger().error)
         )
         self.create_subscription(Float64MultiArray, "action", self._on_action, qos.command())
+        if pace.lockstep:
+            self.create_subscription(Reward, "reward", self._on_reward, 10)
         self._wake = self.create_guard_condition(lambda: None)
         # A group of its own: actions go on arriving while a reset takes its time.
         group = MutuallyExclusiveCallbackGroup()
@@ -70,6 +74,10 @@ class SimNode(Node):
         except ValueError as error:
             self._complain(f"ignored: {error}")
 
+    def _on_reward(self, message: Reward) -> None:
+        if message.status != Reward.STATUS_STALE_IMAGE:  # that one answers no image
+            self._simulator.rewarded(nanoseconds(message.header.stamp))
+
     async def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         job: Job[tuple[str, str]] = Job(self._wake.trigger)
         self._simulator.reset(lambda text, problem: job.finish((text, problem)))
@@ -77,21 +85,19 @@ class SimNode(Node):
         response.success, response.message = not problem, problem or text
         return response
 
-    def _show(self, view: View) -> None:
+    def _show(self, view: View) -> int:
         self._tick(view.time_ns)
+        stamp = Time(nanoseconds=view.time_ns) if self._simulated_time else self.get_clock().now()
         try:
             image = rgb_to_message(view.frame)
-            stamp = Time(nanoseconds=view.time_ns) if self._simulated_time else self.get_clock().now()
             image.header = Header(stamp=stamp.to_msg(), frame_id=self._frame_id)
             height, width = view.frame.shape[:2]
-            # A K of zeros says that the camera is not calibrated.
-            info = CameraInfo(header=image.header, height=height, width=width, distortion_model="plumb_bob")
-            info.d = array.array("d", [0.0] * 5)
             self._images.publish(image)
-            self._camera_infos.publish(info)
+            self._camera_infos.publish(camera_info(image.header, width, height, view.focal_length))
             self._success.publish(Bool(data=view.success))
         except Exception as error:
             self._failed(error)
+        return int(stamp.nanoseconds)
 
     def _tick(self, time_ns: int) -> None:
         if self._clock_time is None:

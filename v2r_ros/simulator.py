@@ -36,8 +36,9 @@ class Pace:
 
     Attributes:
         speed: factor on real time; 0: none.
-        lockstep: wait for the action on the last frame.
-        action_timeout: seconds after which an action counts no more and zero takes its place.
+        lockstep: wait for the action on the last frame, and for its reward if rewards come.
+        action_timeout: seconds after which an action counts no more and zero takes its place, and after which a reward
+            is not waited for any longer.
     """
 
     speed: float
@@ -57,11 +58,13 @@ class View:
         time_ns: simulated time.
         frame: uint8 RGB (S, S, 3).
         success: whether the task is done, by the simulator's own word.
+        focal_length: of the camera, in pixels; NaN where the simulator does not say.
     """
 
     time_ns: int
     frame: Frame
     success: bool
+    focal_length: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class Simulator:
     A reset takes the next seed. After it the robot stands still, and simulated time runs on, until the first action
     comes: what falls over by itself waits for its policy. The same at the end of an episode, until the next reset.
 
+    In lockstep each view gets its action and its reward before the next one, and before a reset. Whether rewards come
+    is seen from the first one that does; one that is late for longer than `action_timeout` ends the waiting until the
+    next one comes.
+
     Attributes:
         action_dim: numbers in an action.
     """
@@ -85,7 +92,7 @@ class Simulator:
         make: Callable[[], PixelEnv],
         seed: int,
         pace: Pace,
-        show: Callable[[View], None],
+        show: Callable[[View], int],
         tick: Callable[[int], None],
         complain: Callable[[str], object],
     ) -> None:
@@ -95,7 +102,7 @@ class Simulator:
             make: makes the environment; called in the thread.
             seed: of the first episode.
             pace: when frames come.
-            show: gets every view, in the thread.
+            show: gets every view, in the thread; gives the stamp that it went out with, in nanoseconds.
             tick: gets simulated time between two views, in the thread; not called without a speed.
             complain: logs an error.
 
@@ -103,14 +110,16 @@ class Simulator:
             ValueError: the environment cannot be made, or does not say how long a step is.
         """
         self._make, self._pace, self._show, self._tick, self._complain = make, pace, show, tick, complain
-        self._seed, self._dt, self.action_dim = seed - 1, 0.0, 0
+        self._seed, self._dt, self._focal_length, self.action_dim = seed - 1, 0.0, math.nan, 0
         self._news = threading.Condition()
         self._given: _Given | None = None
         self._job: Callable[[str, str], None] | None = None
         self._stopping = False
         self._state = State.STANDING
         self._view = View(START_NS, np.zeros((1, 1, 3), np.uint8), False)
-        self._shown_s = 0.0
+        self._shown_s, self._shown_ns = 0.0, 0
+        self._rewarded_ns = 0
+        self._rewards_come = False
         made: list[str] = []
         ready = threading.Event()
 
@@ -138,6 +147,12 @@ class Simulator:
             self._given = _Given(np.clip(action, -1, 1), time.monotonic())
             self._news.notify()
 
+    def rewarded(self, stamp_ns: int) -> None:
+        """The view that went out with this stamp has its reward."""
+        with self._news:
+            self._rewarded_ns, self._rewards_come = stamp_ns, True
+            self._news.notify()
+
     def reset(self, done: Callable[[str, str], None]) -> None:
         """Asks for the next episode; `done` gets what was done and what went wrong (empty: nothing), in the thread."""
         with self._news:
@@ -157,6 +172,7 @@ class Simulator:
         try:
             env = self._make()
             self._dt, (self.action_dim,) = env.dt, env.action_space.shape
+            self._focal_length = env.focal_length
             if not (math.isfinite(self._dt) and self._dt > 0):
                 raise ValueError("it does not say how long a step is; give it an attribute dt, or render_fps")
         except Exception as error:  # whatever a simulator's packages raise, the node is to say it and end
@@ -167,6 +183,13 @@ class Simulator:
             with self._news:
                 job, self._job = self._job, None
                 action = self._next_action()
+                missing = self._awaits_reward()
+                self._rewards_come &= not missing
+            if missing:
+                self._complain(
+                    f"no reward for an image within {self._pace.action_timeout} s; going on without until one comes "
+                    "again. Is reward_node well, and action_repeat such that each image has its turn there?"
+                )
             if job is not None:
                 self._restart(env, job)
             else:
@@ -201,12 +224,12 @@ class Simulator:
         self._present(frame, bool(info["success"]))
 
     def _present(self, frame: Frame, success: bool) -> None:
-        self._view = View(self._view.time_ns + round(self._dt * 1e9), frame, success)
+        self._view = View(self._view.time_ns + round(self._dt * 1e9), frame, success, self._focal_length)
         # From when it was due, or the rate would sink; from now, if that was missed by far.
         now, period = time.monotonic(), self._period
         due = self._shown_s + period
         self._shown_s = due if period and now - due < period else now
-        self._show(self._view)
+        self._shown_ns = self._show(self._view)
 
     @property
     def _period(self) -> float:
@@ -215,7 +238,7 @@ class Simulator:
     def _wait(self) -> bool:
         """Until the next view is due or somebody wants a reset; False at the end."""
         with self._news:
-            while not self._stopping and self._job is None:
+            while not self._stopping:
                 left = self._due_s() - time.monotonic()
                 if left <= 0:
                     break
@@ -227,12 +250,17 @@ class Simulator:
             return not self._stopping
 
     def _due_s(self) -> float:
-        if self._state is State.FAILED:
-            return math.inf
-        if not self._pace.lockstep or (self._fresh() and self._state is not State.OVER):
-            return self._shown_s + self._period
-        patience = self._pace.action_timeout if self._state is State.RUNNING else self._dt
-        return self._shown_s + max(self._period, patience)
+        patience = self._pace.action_timeout if self._awaits_reward() else 0.0
+        if self._job is None:
+            if self._state is State.FAILED:
+                return math.inf
+            patience = max(patience, self._period)
+            if self._pace.lockstep and not (self._fresh() and self._state is not State.OVER):
+                patience = max(patience, self._pace.action_timeout if self._state is State.RUNNING else self._dt)
+        return self._shown_s + patience
+
+    def _awaits_reward(self) -> bool:
+        return self._pace.lockstep and self._rewards_come and self._rewarded_ns != self._shown_ns
 
     def _fresh(self) -> bool:
         return self._given is not None and time.monotonic() - self._given.arrived_s <= self._pace.action_timeout

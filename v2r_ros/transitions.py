@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from v2r_core.rl.replay import Layout, ReplayStore
 
 QUEUE = 128
-PATIENCE_S = 0.25
-"""How long a step waits for the reward of its frame before it is written without."""
+PIECES = 4
+"""An episode longer than that part of the store is cut, or its end would push out its beginning, and all of it."""
 
 Pixels = NDArray[np.uint8]
 Notes = dict[str, float | int | str]
@@ -26,6 +26,7 @@ Notes = dict[str, float | int | str]
 @dataclass(frozen=True)
 class _Begin:
     frame: Pixels
+    notes: Notes
 
 
 @dataclass(frozen=True)
@@ -55,42 +56,58 @@ class TransitionRecorder:
 
     A step whose reward is missing or not finite gets 0, as an agent in a simulator would; its episode's notes have
     their number, `missing_rewards`. The discount is always 1: an episode that a robot's node ended might have gone on.
+
+    An episode longer than a quarter of the store becomes several, with a note `piece` that counts from 0, of which the
+    store keeps the newest as it does with whole episodes. The last frame of one is the first of the next, so no step is
+    lost; only windows of several steps that would lie across the cut are.
+
     Whatever goes wrong with the disk ends the recording, not the robot: `problem` says what.
 
     Attributes:
         problem: why nothing is recorded any more; empty while all is well.
-        episodes: committed since the start.
+        episodes: committed since the start; each piece counts.
         lost: episodes that were given up because the disk could not keep up.
     """
 
-    def __init__(self, store: ReplayStore, on_problem: Callable[[str], object], *, rewarded: bool) -> None:
+    def __init__(
+        self,
+        store: ReplayStore,
+        on_problem: Callable[[str], object],
+        *,
+        patience: float | None,
+        say: Callable[[str], object] = lambda _: None,
+    ) -> None:
         """Starts the thread.
 
         Args:
             store: where episodes go.
             on_problem: called once, in the thread, when recording ends.
-            rewarded: whether rewards will come.
+            patience: seconds for which a step waits for the reward of its frame, unless many more steps wait already,
+                before it is written without; None if no rewards will come.
+            say: called, in the thread, when an episode turns out too long to be kept in one piece.
         """
         self.problem = ""
         self.episodes = self.lost = 0
-        self._store, self._on_problem, self._rewarded = store, on_problem, rewarded
+        self._store, self._on_problem, self._patience, self._say = store, on_problem, patience, say
+        self._longest = max(store.capacity_rows // PIECES, 2)
         self._items: queue.Queue[_Begin | _Step | _End | None] = queue.Queue(QUEUE)
         self._rewards: dict[int, float] = {}
         self._newest_ns = 0
         self._arrived = threading.Condition()
         self._skipping = True
         self._open = False
-        self._steps = self._missing = 0
+        self._rows = self._missing = self._pieces = 0
+        self._notes: Notes = {}
         self._closing = False
         self._thread = threading.Thread(target=self._write, name="recording", daemon=True)
         self._thread.start()
 
     # --- for the node's threads --------------------------------------------------------------------------------------
 
-    def begin(self, frame: Pixels) -> None:
-        """The first frame of an episode, (S, S, 3)."""
+    def begin(self, frame: Pixels, **notes: float | int | str) -> None:
+        """The first frame of an episode, (S, S, 3), and what is known about it by now."""
         self._skipping = False
-        self._put(_Begin(frame))
+        self._put(_Begin(frame, notes))
 
     def step(self, stamp_ns: int, action: NDArray[np.float32], frame: Pixels) -> None:
         """The next frame, (S, S, 3), its stamp, and the action in [-1, 1] that was in force until it."""
@@ -126,6 +143,9 @@ class TransitionRecorder:
         except queue.Full:
             self._skipping = True
             self.lost += 1
+        if self._items.qsize() > QUEUE // 2:
+            with self._arrived:
+                self._arrived.notify()
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
@@ -145,29 +165,50 @@ class TransitionRecorder:
         if isinstance(item, _Begin):
             if self._open:
                 self._store.abandon()
-            self._store.begin(_channel_first(item.frame))
-            self._open, self._steps, self._missing = True, 0, 0
+            self._open, self._notes, self._pieces = True, item.notes, 0
+            self._begin_piece(_channel_first(item.frame))
         elif isinstance(item, _Step) and self._open:
-            reward = self._reward_of(item.stamp_ns)
-            self._store.append(item.action, reward, 1.0, _channel_first(item.frame))
-            self._steps += 1
+            if self._rows == self._longest:
+                self._cut()
+            self._last = _channel_first(item.frame)
+            self._store.append(item.action, self._reward_of(item.stamp_ns), 1.0, self._last)
+            self._rows += 1
         elif isinstance(item, _End) and self._open:
             self._open = False
-            if self._steps:
-                self._store.end(**item.notes, missing_rewards=self._missing)
-                self.episodes += 1
+            if self._rows > 1:
+                self._end_piece(item.notes | ({"piece": self._pieces} if self._pieces else {}))
             else:
                 self._store.abandon()
 
+    def _begin_piece(self, frame: Pixels) -> None:
+        self._store.begin(frame)
+        self._last, self._rows, self._missing = frame, 1, 0
+
+    def _end_piece(self, notes: Notes) -> None:
+        self._store.end(**self._notes, **notes, missing_rewards=self._missing)
+        self.episodes += 1
+
+    def _cut(self) -> None:
+        if not self._pieces:
+            self._say(
+                f"an episode is longer than a quarter of {self._store.folder}: it is recorded in pieces of "
+                f"{self._rows - 1} steps, the oldest of which give way when the folder is full. For longer ones raise "
+                "record_gb, in a new folder"
+            )
+        self._end_piece({"piece": self._pieces})
+        self._pieces += 1
+        self._begin_piece(self._last)
+
     def _reward_of(self, stamp_ns: int) -> float:
-        if not self._rewarded:
+        if self._patience is None:
             return 0.0
 
         def known() -> bool:
-            return stamp_ns in self._rewards or self._newest_ns > stamp_ns or self._closing
+            late = self._closing or self._items.qsize() > QUEUE // 2
+            return late or stamp_ns in self._rewards or self._newest_ns > stamp_ns
 
         with self._arrived:
-            self._arrived.wait_for(known, PATIENCE_S)
+            self._arrived.wait_for(known, self._patience)
             reward = self._rewards.get(stamp_ns, math.nan)
             self._rewards = {stamp: value for stamp, value in self._rewards.items() if stamp > stamp_ns}
         if math.isfinite(reward):

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from recordings import START, STEP, clutter, images, raw, read_bag, square_frames, write_bag
+from recordings import START, STEP, clutter, images, mirrored, raw, read_bag, square_frames, write_bag
 
 from v2r_core.cli.main import main
 from v2r_core.deploy.bundle import load_bundle
@@ -44,6 +44,29 @@ def test_json(run, tmp_path, tiny_bundle):
     assert (summary["episodes"], summary["resumed"], summary["reward"]) == (1, 0.0, "uvd")
     assert summary["model"]["sha256"] == load_bundle(tiny_bundle).sha256
     assert summary["images_per_s"] > 0
+
+
+def test_two_cameras(run, tmp_path):
+    rows = images(square_frames()) + images(mirrored(square_frames()), START - STEP // 2, topic="/wrist/image")
+    bag = write_bag(tmp_path / "run", rows)
+    topics = ["--image-topic", "/camera/image=front", "/wrist/image"]
+    code, printed, _ = run(*topics, "--camera-progress", "--camera-rule", "min", bag=bag)
+    assert code == 0
+    text = printed.replace("\n", "")
+    assert "40 on /camera/image, 64x48" in text
+    assert "/wrist/image" in text
+    contents = read_bag(tmp_path / "out")
+    for camera in ("front", "wrist"):
+        assert contents.messages(f"/reward_node/progress/{camera}")[-1].data == 1
+    # The minimum, not the mean.
+    rewards = contents.messages("/reward_node/reward")
+    assert [each.value for each in rewards] == pytest.approx([each.component_values.max() for each in rewards])
+
+
+def test_a_bag_that_was_taken_for_a_topic(tmp_path, capsys):
+    bag = write_bag(tmp_path / "run", images(square_frames()))
+    assert main(["label", "--out", str(tmp_path / "out"), "--image-topic", "/camera/image", str(bag)]) == 1
+    assert f"--image-topic took {bag} for a topic; write it before --image-topic" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

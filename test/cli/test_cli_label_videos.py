@@ -1,6 +1,7 @@
 """`v2r label` of videos, of folders of bags and of what it refuses, from the command line to the summary."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ from recordings import IMAGE_TOPIC, clutter, episode_end, images, read_bag, squa
 from v2r_core.cli.label import Label
 from v2r_core.cli.label_report import cost
 from v2r_core.cli.main import main
+from v2r_core.label import video_sources
+from v2r_core.label.set_writer import read_manifest
 
 
 @pytest.fixture
@@ -40,6 +43,16 @@ def bags(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_bag(folder / name, [*images(square_frames()), *clutter()])
     return folder
+
+
+def test_folders_are_looked_through_once(run, videos, monkeypatch):
+    searched = []
+    plain = video_sources._Search.folder
+    monkeypatch.setattr(
+        video_sources._Search, "folder", lambda self, path: (searched.append(path.name), plain(self, path))[1]
+    )
+    assert run(videos)[0] == 0
+    assert searched == ["videos", "sub"]
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -103,6 +116,30 @@ def test_a_folder_of_bags(run, bags, tmp_path, tiny_bundle, workers):
     code, printed, _ = run(bags, "--image-topic", IMAGE_TOPIC)
     assert code == 0
     assert "0 labelled, 2 were done" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("top", ["loose", "bags"])
+def test_loose_files_are_bags_of_their_own(run, bags, tmp_path, top):
+    loose = bags / "loose"
+    loose.mkdir()
+    for name in ("1", "2"):
+        write_bag(tmp_path / name, [*images(square_frames()), *clutter()])
+        (tmp_path / name / f"{name}.mcap").rename(loose / f"{name}.mcap")
+    write_bag(loose / "2", images(square_frames()[:20]))  # and a bag that is called like one of them
+    source = loose if top == "loose" else bags
+    code, printed, _ = run(source)
+    assert code == 0
+    assert "files 2, each taken for a bag of its own" in " ".join(printed.split())
+    out = tmp_path / "out" / ("." if top == "loose" else "loose")
+    found = {name: len(read_bag(out / name).messages("/reward_node/reward")) for name in ("1", "2", "2.mcap")}
+    assert found == {"1": 40, "2": 20, "2.mcap": 40}
+    code, printed, _ = run(source, "--json")
+    summary = json.loads(printed)
+    assert (summary["kept"], summary["files"]) == (3 if top == "loose" else 5, 2)
+    assert set(read_manifest(tmp_path / "out")) >= ({"1", "2", "2.mcap"} if top == "loose" else {"loose/1", "run1"})
+    shutil.rmtree(out / "1")
+    code, printed, _ = run(source, "--json")
+    assert json.loads(printed)["labelled"] == 1
 
 
 def test_bags_that_fail_or_change(run, bags, tmp_path):
@@ -218,6 +255,11 @@ REFUSED = [
     ("videos", ["--gap", "3"], "--gap means nothing for videos"),
     ("videos", ["--namespace", "/a"], "--namespace means nothing for videos"),
     ("videos", ["--camera", "top"], "--camera means nothing for videos; leave it away (it is for a LeRobotDataset)"),
+    ("videos", ["--camera-progress"], "--camera-progress means nothing for videos"),
+    ("dataset", ["--camera-rule", "min"], "--camera-rule means nothing for a LeRobotDataset"),
+    ("bags", ["--camera-progress"], "--camera-progress: of one camera it is that of the reward"),
+    ("bag", ["--max-camera-skew", "0"], "--max-camera-skew 0.0: seconds above 0"),
+    ("bags", ["--image-topic", "/a", "/a"], "--image-topic: /a twice"),
     ("videos", ["--replace-reward"], "--replace-reward means nothing for videos"),
     ("dataset", ["--overlay"], "--overlay means nothing for a LeRobotDataset"),
     ("dataset", ["--gap", "3"], "--gap means nothing for a LeRobotDataset"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -140,6 +141,8 @@ def test_a_slower_rate_sums_the_rewards_and_next_reward_is_that_of_the_next_fram
     assert np.array_equal(folder.column(0, "v2r.reward"), expected, equal_nan=True)
     assert np.array_equal(folder.column(0, "next.reward"), [*expected[1:], np.nan], equal_nan=True)
     assert folder.column(0, "v2r.value")[3] == 12
+    assert np.array_equal(folder.column(0, "v2r.raw_reward"), expected / 4, equal_nan=True)
+    assert folder.column(0, "v2r.subgoal_index").tolist() == [index // 8 for index in range(0, 20, 2)]
     assert folder.column(0, "v2r.status").tolist() == [0] * 10
     head = json.loads((folder.path / "meta/v2r_labels.json").read_text())
     progress = pq.read_table(folder.path / "sarm_progress.parquet")
@@ -160,6 +163,8 @@ def test_rewards_belong_to_the_camera_with_their_stamps_and_a_missing_one_is_nan
     assert np.isnan(found[4])
     assert np.isfinite(np.delete(found, 4)).all()
     assert folder.column(0, "v2r.status")[4] == 1
+    assert np.isnan(folder.column(0, "v2r.raw_reward")[4])
+    assert folder.column(0, "v2r.subgoal_count")[3:6].tolist() == [5, 0, 5]
 
 
 def test_tasks_come_from_a_topic(tmp_path: Path):
@@ -199,6 +204,11 @@ def test_a_folder_of_bags_in_natural_order_and_a_bad_one_is_named(tmp_path: Path
     with pytest.raises((ConvertError, VideoError), match="run3"):
         convert(ConvertTask(bags, tmp_path / "other", "lerobot", BOTH, strict=True))
     assert not (tmp_path / "other").exists()
+    # What was finished before stays for the next try.
+    assert sorted(path.name for path in (tmp_path / "other.partial").iterdir()) == ["journal", "lock"]
+    shutil.rmtree(bags / "run3")
+    again = convert(ConvertTask(bags, tmp_path / "other", "lerobot", BOTH))
+    assert (again.resumed, again.episodes) == (2, 3)
     assert not (tmp_path / "other.partial").exists()
 
 

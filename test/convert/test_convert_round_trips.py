@@ -11,8 +11,11 @@ from PIL import Image
 from robot_bags import START, STATE_TOPIC, episode, image, read_bag, reward, text, write_bag
 
 from v2r_core.convert.bag_sink import BagSink, topic_name
+from v2r_core.convert.journal import EpisodeJournal
 from v2r_core.convert.parts import ConvertError, Episode, Layout, Sample, Vector, Wishes
 from v2r_core.convert.run import Converted, ConvertTask, Kind, convert
+from v2r_core.label.lerobot_copy import LABELS
+from v2r_core.label.partial import PartialFolder
 from v2r_core.label.table import Labels, read_labels
 from v2r_core.look.labelled import open_labelled
 from v2r_core.video.lerobot import LeRobotFolder
@@ -40,6 +43,10 @@ def robot_bag(path: Path, labelled: bool = False) -> Path:
         for number, start, frames in ((0, START, 20), (1, START + 9 * SECOND, 15)):
             rows += [reward(10.0 * number + index, start + index * STEP, number) for index in range(frames)]
     return write_bag(path, rows)
+
+
+def bag_sink(path: Path, layout: Layout) -> BagSink:
+    return BagSink(path, layout, False, set(), True, EpisodeJournal(PartialFolder(path, False).journal))
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
@@ -90,6 +97,9 @@ def test_rewards_survive_bag_lerobot_videos_bag_and_lerobot(tmp_path: Path):
             curve = found[place].labels.curve
             assert np.array_equal(curve.reward, offset + np.arange(frames))
             assert np.array_equal(curve.value, 2 * curve.reward)
+            assert np.array_equal(curve.raw_reward, curve.reward / 4)
+            assert np.array_equal(curve.subgoal_index, curve.reward // 8)
+            assert set(curve.subgoal_count) == {5}
             assert np.allclose(curve.progress, curve.reward / 100)
             assert np.isnan(curve.uncertainty).all()
             with found[place].open_frames() as video:
@@ -99,11 +109,14 @@ def test_rewards_survive_bag_lerobot_videos_bag_and_lerobot(tmp_path: Path):
     one, other = LeRobotFolder.open(tmp_path / "dataset"), LeRobotFolder.open(tmp_path / "third")
     assert other.cameras == (FRONT,)
     for number in range(2):
-        for name in ("v2r.reward", "v2r.value", "v2r.progress", "v2r.uncertainty", "v2r.status", "next.reward"):
+        for name in (*LABELS, "next.reward"):
             assert np.array_equal(one.column(number, name), other.column(number, name), equal_nan=True), name
     with open_labelled(tmp_path / "again") as labelled, open_labelled(tmp_path / "third") as dataset:
         assert len(labelled) == len(dataset) == 2
-        assert np.array_equal(labelled[1].labels.curve.reward, dataset[1].labels.curve.reward)
+        for name in ("reward", "raw_reward", "subgoal_index", "subgoal_count"):
+            ours, theirs = (getattr(each[1].labels.curve, name) for each in (labelled, dataset))
+            assert np.array_equal(ours, theirs), name
+        assert labelled[1].labels.curve.subgoal_index.max() == 3
 
 
 def test_videos_are_brought_to_one_rate(tmp_path: Path):
@@ -172,10 +185,10 @@ def test_an_episode_that_breaks_off_leaves_no_message_and_no_video(tmp_path: Pat
 
 def test_an_episode_is_taken_back_from_a_bag(tmp_path: Path):
     layout = Layout(10, {FRONT: (48, 96)}, {"action": Vector(2)})
-    sink = BagSink(tmp_path / "bag", layout, False, set(), raw=True)
+    sink = bag_sink(tmp_path / "bag", layout)
 
     def begin(number: int, frames: int) -> None:
-        sink.begin(Episode(f"{number}", f"task {number}", 0, frames, lambda: iter(())))
+        sink.begin(Episode(f"{number}", f"task {number}", 0, frames, lambda: iter(()), key=f"recording/{number}"))
         for _ in range(frames):
             sink.add(Sample({FRONT: numbered(number)}, {"action": np.float32([number, 0.1])}))
 
@@ -205,8 +218,8 @@ def test_features_become_topics_that_ros_can_play(tmp_path: Path):
         "/action",
     ]
     layout = Layout(10, {"observation.images.cam-high": (48, 96)}, {"a b": Vector(1)})
-    sink = BagSink(tmp_path / "bag", layout, False, set(), raw=True)
-    sink.begin(Episode("0", "", 0, 1, lambda: iter(())))
+    sink = bag_sink(tmp_path / "bag", layout)
+    sink.begin(Episode("0", "", 0, 1, lambda: iter(()), key="recording/0"))
     sink.add(Sample({"observation.images.cam-high": numbered(1)}, {"a b": np.float32([2])}))
     sink.end()
     sink.finish()
@@ -214,7 +227,7 @@ def test_features_become_topics_that_ros_can_play(tmp_path: Path):
     for taken in ("task", "a-b"):
         double = Layout(10, layout.cameras, {"a b": Vector(1), taken: Vector(1)})
         with pytest.raises(ConvertError, match=r"two features would be the topic /(task|a_b); rename"):
-            BagSink(tmp_path / "other", double, False, set(), raw=True)
+            bag_sink(tmp_path / "other", double)
     assert [path.name for path in tmp_path.iterdir()] == ["bag"]
 
 
@@ -243,8 +256,12 @@ def test_whoever_interrupts_finds_nothing_half(tmp_path: Path, to: Kind):
 
     with pytest.raises(KeyboardInterrupt):
         convert(ConvertTask(source, tmp_path / "out", to), interrupt)
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert made(source, tmp_path / "out", to).frames == 35
+    # The first episode is kept, and nothing has the final name.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out.partial"])
+    assert sorted(path.name for path in (tmp_path / "out.partial").iterdir()) == ["journal", "lock"]
+    result = made(source, tmp_path / "out", to)
+    assert (result.frames, result.resumed) == (35, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
 
 
 def test_labels_of_another_length_than_the_video_are_refused(tmp_path: Path):

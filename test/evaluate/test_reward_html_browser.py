@@ -6,30 +6,16 @@ from pathlib import Path
 
 import pytest
 from browser import assert_not_blank, opened
-from episode_data import write_episodes
 
-from v2r_core.evaluate.episodes import read_episodes
 from v2r_core.evaluate.reward_html import write_html
-from v2r_core.evaluate.reward_plan import SuiteOptions, make_plan
-from v2r_core.evaluate.reward_report import RewardReport, report_model
-from v2r_core.evaluate.reward_suite import run_model
-from v2r_core.evaluate.scored_models import NoveltyControl, TimeControl, pixel_control
+from v2r_core.evaluate.reward_report import RewardReport
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("reward_page")
-    write_episodes(root / "train", (0, 1), ("expert",))
-    data = read_episodes(write_episodes(root / "<held> & out", (7, 8)))
-    options = SuiteOptions(perturbed=2, min_interval=3)
-    plan = make_plan(data, read_episodes(root / "train"), options)
-    step = NoveltyControl(lambda batch: batch.reshape(len(batch), -1)[:, :1].astype("float32"), "the first pixel")
-    models = [
-        report_model(run_model(model, plan, options), plan, options, place > 0)
-        for place, model in enumerate([pixel_control(), TimeControl(), step])
-    ]
-    write_html(root / "report.html", RewardReport(data.folder, {}, plan, options, models, {}))
-    return root / "report.html"
+def page(report: RewardReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reward_page") / "report.html"
+    write_html(path, report)
+    return path
 
 
 def test_headlines_sort_by_click(page: Path) -> None:

@@ -8,41 +8,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from episode_data import write_episodes
 from rich.console import Console
 
-from v2r_core.evaluate.episodes import read_episodes
 from v2r_core.evaluate.reward_html import HEADLINES, make_html, write_html
-from v2r_core.evaluate.reward_plan import SuiteOptions, make_plan
 from v2r_core.evaluate.reward_report import (
     RewardReport,
     as_json,
-    report_model,
     show,
     terminal_lines,
     write_json,
 )
 from v2r_core.evaluate.reward_row import Row
 from v2r_core.evaluate.reward_stats import Estimate
-from v2r_core.evaluate.reward_suite import run_model
-from v2r_core.evaluate.scored_models import NoveltyControl, ScoredModel, TimeControl, pixel_control
+from v2r_core.evaluate.scored_models import ScoredModel
 
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> RewardReport:
-    root = tmp_path_factory.mktemp("report")
-    write_episodes(root / "train", (0, 1), ("expert",))
-    data = read_episodes(write_episodes(root / "<held> & out", (7, 8)))
-    options = SuiteOptions(perturbed=2, min_interval=3)
-    plan = make_plan(data, read_episodes(root / "train"), options)
-    step = NoveltyControl(lambda batch: batch.reshape(len(batch), -1)[:, :1].astype("float32"), "the first pixel")
-    models = [
-        report_model(run_model(model, plan, options), plan, options, place > 0)
-        for place, model in enumerate([pixel_control(), TimeControl(), step])
-    ]
-    return RewardReport(data.folder, {"made by": "<script>alert(1)</script>"}, plan, options, models, {"x": "why not"})
 
 
 class Page(HTMLParser):

@@ -9,10 +9,11 @@ from v2r_core.deploy.bundle import load_bundle
 from v2r_core.label.rosbag import BagTask, label_bag
 
 
-def main(bag: str, out: str, model: str, goal: str) -> None:
+def main(bag: str, out: str, model: str, goal: str, *topics: str) -> None:
     bundle = load_bundle(model)
     print("begins", flush=True)
-    done = label_bag(BagTask(Path(bag), Path(out), goal=goal or None), bundle)
+    task = BagTask(Path(bag), Path(out), topics, goal=goal or None, camera_progress=len(topics) > 1)
+    done = label_bag(task, bundle)
     print(*done.resumed, flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -44,6 +45,8 @@ def refuse() -> None:
 
 def main(count: str, at_once: str) -> None:
     """Says when workers are busy, or when they are about to be started."""
+    # A shell that starts the tests in the background lets them ignore interrupts, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = int(count)
     if at_once:
         print("begins", flush=True)

@@ -144,14 +144,14 @@ def test_another_topic_and_several(tmp_path: Path, tiny_bundle: Path) -> None:
     rows = images(square_frames()) + images(square_frames(), kind=COMPRESSED, topic="/wrist/compressed") + clutter()
     bag = write_bag(tmp_path / "run", rows)
     with pytest.raises(VideoError, match=r"'/front'; topics with images: /camera/image, /wrist/compressed"):
-        label(bag, tiny_bundle, image_topic="/front")
+        label(bag, tiny_bundle, image_topics=("/front",))
     with pytest.raises(VideoError, match=r"'/notes' has type std_msgs/msg/String"):
-        label(bag, tiny_bundle, image_topic="/notes")
+        label(bag, tiny_bundle, image_topics=("/notes",))
     with pytest.raises(VideoError, match=r"several topics with images"):
         label(bag, tiny_bundle)
     assert_nothing_left(tmp_path)
-    done = label(bag, tiny_bundle, image_topic="/wrist/compressed")
-    assert (done.topic, done.counts.images, done.messages) == ("/wrist/compressed", 40, 160)
+    done = label(bag, tiny_bundle, image_topics=("/wrist/compressed",))
+    assert (done.topics, done.counts.images, done.messages) == (("/wrist/compressed",), 40, 160)
 
 
 def test_a_topic_without_messages(tmp_path: Path, tiny_bundle: Path) -> None:

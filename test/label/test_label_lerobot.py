@@ -44,7 +44,7 @@ from v2r_core.video import VideoError, open_video
 from v2r_core.video.lerobot import LeRobotFolder
 
 HELPER = Path(__file__).with_name("label_dataset_until_killed.py")
-NUMBERS = ("reward", "value", "progress", "uncertainty")
+NUMBERS = ("reward", "raw_reward", "value", "progress", "uncertainty")
 ALL = (*LABELS, NEXT_REWARD)
 
 
@@ -97,6 +97,8 @@ def test_labels_are_those_of_the_episodes_as_videos(original: Path, model: Path,
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, getattr(expected.curve, name), rtol=1e-6)
         np.testing.assert_array_equal(folder.column(episode, "v2r.status"), expected.status)
+        for name in ("subgoal_index", "subgoal_count"):
+            np.testing.assert_array_equal(folder.column(episode, f"v2r.{name}"), getattr(expected.curve, name))
         reward = folder.column(episode, "v2r.reward")
         np.testing.assert_array_equal(folder.column(episode, NEXT_REWARD), [*reward[1:], np.nan])
     values = folder.column(0, "v2r.value")
@@ -160,7 +162,7 @@ def test_the_columns_are_known_to_datasets(labelled: Path) -> None:
         known = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         assert set(known) == set(schema.names)
         assert known["v2r.reward"] == {"dtype": "float32", "_type": "Value"}
-        assert known["v2r.status"] == {"dtype": "int64", "_type": "Value"}
+        assert known["v2r.status"] == known["v2r.subgoal_index"] == {"dtype": "int64", "_type": "Value"}
 
 
 def test_statistics(labelled: Path) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from clip_writer import write_video
 from killing import deadly
@@ -19,6 +26,13 @@ from v2r_core.label.video_labeller import LabellerOptions, VideoTask
 
 ray = pytest.importorskip("ray", reason="the extra cluster is not installed")
 pytestmark = pytest.mark.slow
+INTERRUPTIBLE = """
+import signal, sys
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from v2r_core.cli.main import main
+    sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,6 +123,43 @@ def test_a_cluster_that_goes_away(tasks: list[VideoTask], tiny_bundle: Path, mon
     monkeypatch.setattr(ray.data.Dataset, "iter_batches", gone)
     with pytest.raises(RuntimeError, match=r"Ray has given up: .*connection lost"):
         run(tasks, tiny_bundle)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0, 5.0])
+def test_an_interrupt_of_all_processes_ends_all_of_them(tmp_path: Path, tiny_bundle: Path, seconds: float) -> None:
+    """As Ctrl-C in a terminal: before there is a Ray, while it starts, and while it labels. `seconds` after the start
+    of its process, or for the last one, at the first label."""
+    write_video(tmp_path / "0.mp4", count=1500)
+    for number in range(1, 12):
+        shutil.copy(tmp_path / "0.mp4", tmp_path / f"{number}.mp4")
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        # Whoever runs the tests in the background has interrupts ignored.
+        [sys.executable, "-c", INTERRUPTIBLE, "label", tmp_path, "--out", out, "--model", tiny_bundle, "--ray"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    limit = time.monotonic() + 60
+    manifest = out / "manifest.jsonl"
+    wanted = 1 if seconds == 5.0 else 0
+    while not manifest.exists() or manifest.stat().st_size < wanted:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    time.sleep(0 if wanted else seconds)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert said == ""
+    assert [line for line in errors.splitlines() if "core_worker.cc" not in line] == [
+        "v2r label: interrupted; the same command goes on from here"
+    ]
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
 
 
 def test_no_ray_there(tasks: list[VideoTask], tiny_bundle: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_camera_is_the_one_that_was_labelled(tmp_path: Path, tiny_bundle: Pa
     other = images([numbered(200)] * 12, START - STEP // 2, topic="/a")
     same = [(time, "/b", kind, data) for time, _, kind, data in images([numbered(201)] * 12)]
     rows = [*other, *same, *images([numbered(n) for n in range(12)])]
-    bag = labelled_bag(tmp_path, tiny_bundle, rows, image_topic=IMAGE_TOPIC)
+    bag = labelled_bag(tmp_path, tiny_bundle, rows, image_topics=(IMAGE_TOPIC,))
     with open_labelled(bag) as labelled:
         assert labelled.about["image topic"] == IMAGE_TOPIC
         assert number_of(labelled[0].open_frames()[5]) == 5
@@ -143,7 +143,9 @@ def test_a_stream_that_starts_again_has_its_own_images_each_time(tmp_path: Path,
 
 def test_several_reward_topics(tmp_path: Path, tiny_bundle: Path) -> None:
     bag = labelled_bag(tmp_path, tiny_bundle, images([numbered(n) for n in range(12)]))
-    label_bag(BagTask(bag, tmp_path / "twice", image_topic=IMAGE_TOPIC, namespace="/second"), load_bundle(tiny_bundle))
+    label_bag(
+        BagTask(bag, tmp_path / "twice", image_topics=(IMAGE_TOPIC,), namespace="/second"), load_bundle(tiny_bundle)
+    )
     with pytest.raises(NotLabelledError, match=r"twice:/reward_node/reward"):
         open_labelled(tmp_path / "twice")
     with open_labelled(f"{tmp_path / 'twice'}:/second/reward") as labelled:
@@ -227,8 +229,9 @@ def test_a_lerobot_dataset(tmp_path: Path, tiny_bundle: Path) -> None:
             labels = episode.labels
             assert (episode.name, len(labels)) == (f"episode {place}", length)
             assert episode.goal == "; ".join(folder.tasks(place))
-            for name in ("reward", "value", "progress", "uncertainty"):
+            for name in ("reward", "raw_reward", "value", "progress", "uncertainty", "subgoal_index", "subgoal_count"):
                 np.testing.assert_array_equal(getattr(labels.curve, name), folder.column(place, f"v2r.{name}"))
+            assert set(labels.curve.subgoal_count) == {1} and np.isfinite(labels.curve.raw_reward[1:]).all()
             np.testing.assert_array_equal(labels.status, folder.column(place, "v2r.status"))
             with episode.open_frames() as frames, folder.video(place, TOP) as expected:
                 np.testing.assert_array_equal(frames[length - 1], expected[length - 1])

@@ -8,13 +8,9 @@ import pytest
 import torch
 from weights import generate_weights
 
-from v2r_core.rl.drqv2 import (
-    Draws,
-    DrQv2Agent,
-    DrQv2Recipe,
-    encode,
-    schedule,
-)
+from v2r_core.rl.drqv2 import Draws, DrQv2Agent
+from v2r_core.rl.drqv2_networks import encode
+from v2r_core.rl.drqv2_recipe import DrQv2Recipe, schedule
 from v2r_core.rl.random_shift import draw_shifts, random_shift
 from v2r_core.rl.replay import Batch, Layout, ReplayStore, draw_start, nstep_return
 from v2r_core.rl.truncated_normal import normal_entropy, normal_log_prob, truncated_normal

@@ -89,6 +89,7 @@ def metaworld_task() -> dict[str, Any]:
     env.close()
     other = make_env("metaworld:door-close", size=SIZE, action_repeat=3)
     facts["repeats_in_another_environment"] = facts["names_are_the_same_task"] = hash_of(other, 3) == same
+    facts["focal_length"] = env.focal_length
     facts["own_limit"] = end_of(make_env(name, size=SIZE, action_repeat=100))
     facts["longer_than_the_own_limit"] = end_of(make_env(name, size=SIZE, action_repeat=100, horizon=600))
     facts["unknown"] = message_of("metaworld:dor-close")
@@ -131,6 +132,7 @@ def control_suite_task() -> dict[str, Any]:
     env = make_env(name, size=SIZE, action_repeat=2)
     facts = usable(env)
     facts["info"] = env.step(np.zeros(1, np.float32))[4]
+    facts["focal_length"] = env.focal_length
     env.close()
     facts["discount_zero"] = end_of(make_env_ending(name))
     facts["own_limit"] = end_of(make_env(name, size=SIZE, action_repeat=250))
@@ -178,6 +180,62 @@ def kitchen_task() -> dict[str, Any]:
         _, _, facts["terminated"], _, facts[key] = env.step(still)
     env.close()
     return facts
+
+
+BALLS = """
+<mujoco>
+  <visual><headlight ambient="1 1 1" diffuse="0 0 0" specular="0 0 0"/></visual>
+  <worldbody>
+    <camera name="fixed" pos="0.3 -2 0.4" xyaxes="1 0.1 0 0 0.2 1" fovy="38"/>
+    <camera name="flat" pos="0 -2 0" xyaxes="1 0 0 0 0 1" {flat}/>
+    <camera name="sensor" pos="0 -2 0" xyaxes="1 0 0 0 0 1" sensorsize="0.02 0.02" resolution="9 9" focal="0.03 0.03"/>
+    {balls}
+  </worldbody>
+</mujoco>
+"""
+
+
+def cameras() -> dict[str, Any]:
+    """Where balls are seen in pictures, and where a pinhole of the stated focal length would show their middles."""
+    from v2r_core.rl import rendering
+
+    # isort: split
+    import mujoco
+
+    places = [(x, y, z) for x in (-0.35, 0.0, 0.4) for y in (-0.3, 0.5) for z in (-0.2, 0.1, 0.45)]
+    flat = "orthographic='true'" if hasattr(mujoco.MjModel, "cam_orthographic") else "projection='orthographic'"
+    rows = "".join(f'<geom size="0.02" pos="{x} {y} {z}" rgba="1 0 0 {{}}"/>' for x, y, z in places)
+    model = mujoco.MjModel.from_xml_string(BALLS.format(flat=flat, balls=rows.replace("{}", "1")))
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    free = mujoco.MjvCamera()
+    free.lookat[:], free.azimuth, free.elevation, free.distance = (0.1, 0.0, 0.1), 75, -25, 1.8
+    model.vis.global_.fovy = 50
+    side, away, used = 256, [], []
+    for view in (0, free):
+        camera = rendering.Camera(model, side, view)
+        camera.picture(data)
+        eyes = camera._renderer.scene.camera  # a left and a right one; the picture is what is seen from between them
+        position, forward, up = (
+            np.mean([getattr(eye, name) for eye in eyes], axis=0) for name in ("pos", "forward", "up")
+        )
+        turn = np.stack([np.cross(forward, up), -up, forward])  # a camera's optical frame: right, down, ahead
+        for number, place in enumerate(places):
+            model.geom_rgba[:, 3] = 0
+            model.geom_rgba[number, 3] = 1
+            seen = np.argwhere(camera.picture(data)[..., 0] > 60)
+            x, y, z = turn @ (np.asarray(place) - position)
+            pixel = camera.focal_length * side * np.array([y, x]) / z + (side - 1) / 2
+            if len(seen) > 5 and ((seen > 2) & (seen < side - 3)).all():
+                away.append(float(np.abs(seen.mean(0) - pixel).max()))
+        used.append(len(away))
+        camera.close()
+    return {
+        "away": away,
+        "used": used,
+        "focal": [rendering.Camera(model, 8, view).focal_length for view in (0, free)],
+        "unknown": [bool(np.isnan(rendering.Camera(model, 8, view).focal_length)) for view in (1, 2)],
+    }
 
 
 def fragile(name: str, raises: bool) -> PixelEnv:

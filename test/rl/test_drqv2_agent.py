@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 import torch
 
-from v2r_core.rl.drqv2 import DrQv2Agent, actor_loss, critic_loss, encode, td_target
+from v2r_core.rl.drqv2 import DrQv2Agent, actor_loss, critic_loss, td_target
+from v2r_core.rl.drqv2_networks import encode
 from v2r_core.rl.drqv2_recipe import PRESETS, DrQv2Recipe, schedule
-from v2r_core.rl.random_shift import draw_shifts, random_shift
+from v2r_core.rl.random_shift import copied_crops, draw_shifts, gathered_crops, random_shift
 from v2r_core.rl.replay import Batch, Layout, ReplayStore, stored_discount
 from v2r_core.rl.truncated_normal import ACTION_LIMIT
 
@@ -259,6 +260,12 @@ def test_shifts_are_crops_of_the_padded_image():
     moved = random_shift(images, shifts, 3)
     for found, source, (x, y) in zip(moved.numpy(), padded, shifts.tolist(), strict=True):
         assert np.array_equal(found, source[:, y : y + 9, x : x + 9])
+    for way in (copied_crops, gathered_crops):  # what a CPU takes, and what a GPU takes
+        for kind in (torch.uint8, torch.float32):
+            found = way(images.to(kind), shifts, 3)
+            assert (found.dtype, found.is_contiguous()) == (kind, True)
+            assert torch.equal(found, moved.to(kind))
+        assert torch.equal(way(images, torch.zeros(40, 2, dtype=torch.int64), 0), images)
     assert torch.equal(random_shift(images, torch.zeros(40, 2, dtype=torch.int64), 0), images)
     for bad in (shifts + 4, shifts - 3, shifts[:-1]):
         with pytest.raises(ValueError, match="from 0 to 6"):
@@ -302,6 +309,14 @@ def test_presets():
 def test_refused_settings(change):
     with pytest.raises(ValueError, match=r"expected|belong"):
         DrQv2Recipe(**change)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_same_numbers():
+    agents = [DrQv2Agent(SMALL, PIXELS, 2, device=device) for device in ("cpu", "cuda")]
+    for step in range(3):
+        ours, theirs = (agent.update(make_batch(PIXELS, seed=step), step) for agent in agents)
+        assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-2)
 
 
 @FRAMES

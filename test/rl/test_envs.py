@@ -76,6 +76,7 @@ def test_action_repeat_sums_rewards_and_keeps_a_success_in_between(success: tupl
     _, reward, *_, info = env.step(STILL)
     assert info == {"success": False, "sparse": 0.0, "dense": 15.0, "env_steps": 6} and reward == 15
     assert env.dt == pytest.approx(3 / 20)
+    assert np.isnan(env.focal_length)
 
 
 def test_without_a_word_of_success_sparse_is_the_own_reward() -> None:
@@ -306,6 +307,7 @@ def test_metaworld() -> None:
     found = simulated("metaworld_task")
     assert not found["mesa_before_the_first_frame"]
     assert found["dt"] == pytest.approx(3 / 80)
+    assert found["focal_length"] == pytest.approx(32 / np.tan(np.radians(22.5)))
     assert found["placement_is_metaworlds"]
     assert found["repeats_exactly"] and found["repeats_in_another_environment"] and not found["other_seed_is_the_same"]
     assert found["frame_spread"] > 10
@@ -318,12 +320,23 @@ def test_metaworld() -> None:
     assert found["raised"] == f"EnvironmentFailure: metaworld:door-close: {cause}"
 
 
+@have("mujoco")
+def test_a_focal_length_says_where_things_are_seen() -> None:
+    found = simulated("cameras")
+    assert all(count >= 10 for count in np.diff([0, *found["used"]]))
+    assert max(found["away"]) < 0.3  # of a pixel; half a one is what a wrong middle of the picture would cost
+    expected = [0.5 / np.tan(np.radians(fovy) / 2) for fovy in (38, 50)]
+    assert found["focal"] == pytest.approx(expected)
+    assert found["unknown"] == [True, True]
+
+
 @pytest.mark.slow
 @have("dm_control")
 def test_dm_control() -> None:
     found = simulated("control_suite_task")
     assert not found["mesa_before_the_first_frame"]
     assert found["dt"] == pytest.approx(0.02)
+    assert found["focal_length"] == pytest.approx(32 / np.tan(np.radians(22.5)))
     assert found["repeats_exactly"] and not found["other_seed_is_the_same"]
     assert found["frame_spread"] > 10
     assert found["own_limit"] == [1000, False, True]

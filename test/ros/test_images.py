@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
 from v2r_core.video.pixels import ImageError
-from v2r_ros.images import compressed_to_rgb, message_to_rgb, rgb_to_compressed, rgb_to_message
+from v2r_ros.images import camera_info, compressed_to_rgb, message_to_rgb, rgb_to_compressed, rgb_to_message
 
 LIMIT = 1 << 20
 
@@ -93,3 +94,18 @@ def test_decompression_bomb_is_refused_before_it_is_decoded() -> None:
 def test_too_many_compressed_bytes() -> None:
     with pytest.raises(ImageError, match="100"):
         compressed_to_rgb(rgb_to_compressed(picture(64, 64)), 100, LIMIT)
+
+
+def test_camera_info_puts_what_is_ahead_in_the_middle_and_is_zero_where_nothing_is_known() -> None:
+    header = Header(frame_id="eye")
+    info = camera_info(header, 8, 6, 10.0)
+    assert (info.header, info.width, info.height) == (header, 8, 6)
+    projection, matrix = info.p.reshape(3, 4), info.k.reshape(3, 3)
+    x, y, w = projection @ (0, 0, 2, 1)
+    assert (x / w, y / w) == (3.5, 2.5)  # between the pixels 3 and 4, 2 and 3
+    x, y, w = projection @ (0.4, -0.2, 2, 1)  # right and up
+    assert (x / w, y / w) == pytest.approx((3.5 + 2, 2.5 - 1))
+    assert np.array_equal(projection[:, :3], matrix) and np.array_equal(info.r.reshape(3, 3), np.eye(3))
+    unknown = camera_info(header, 8, 6, float("nan"))
+    assert not unknown.k.any() and not unknown.p.any() and not unknown.r.any()
+    assert list(unknown.d) == list(info.d) == [0] * 5

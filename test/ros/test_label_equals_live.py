@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from recordings import (
     START,
     STEP,
     images,
+    mirrored,
     raw,
     read_bag,
     square_frames,
@@ -28,11 +30,13 @@ from toy_rewards import write_learned_bundle
 from v2r_core import CLIPS, DEFAULT_BUNDLE
 from v2r_core.deploy import description, judging
 from v2r_core.deploy.bundle import load_bundle
+from v2r_core.deploy.cameras import MAX_SKEW
 from v2r_core.deploy.goals import read_goal
 from v2r_core.deploy.stream import Scorer
 from v2r_core.label.messages import Messages
 from v2r_core.label.rosbag import BagTask, label_bag
 from v2r_core.video.source import open_video
+from v2r_core.video.writing import write_video
 from v2r_msgs.msg import Reward, RewardInfo
 from v2r_ros import parameters
 from v2r_ros.bags import read_rewards
@@ -40,11 +44,14 @@ from v2r_ros.images import compressed_to_rgb, message_to_rgb
 from v2r_ros.scoring import MessageScorer
 
 TOLERANCE = 1e-5
+WRIST = "/wrist/image"
 FLOATS = ("reward", "raw_reward", "value", "progress", "uncertainty", "success_probability")
 EXACT = ("status", "episode", "frame_count", "subgoal_index", "subgoal_count", "goal_id", "dropped_frames")
 
 
-def live_scorer(model: Path, reward: str | None, goal: str | None) -> MessageScorer:
+def live_scorer(
+    model: Path, reward: str | None, goal: str | None, cameras: Sequence[str] = ("",), rule: str = "mean"
+) -> MessageScorer:
     """What the node makes of its parameters."""
 
     def decode(message: Image | CompressedImage):
@@ -52,31 +59,46 @@ def live_scorer(model: Path, reward: str | None, goal: str | None) -> MessageSco
             return compressed_to_rgb(message, 1 << 25, 1 << 25)
         return message_to_rgb(message, 1 << 25)
 
-    scorer = Scorer(load_bundle(model), reward, paced=True)
-    holder = MessageScorer(scorer, decode)
+    parameters = {} if len(cameras) == 1 else {"cameras": rule}
+    scorer = Scorer(load_bundle(model), reward, parameters, cameras=len(cameras), paced=True)
+    holder = MessageScorer(scorer, decode, cameras=cameras)
     holder.set_scale(1.0, 0.0)
     if goal is not None:
-        holder.set_goal(read_goal(scorer, goal), goal)
+        holder.set_goal(read_goal(scorer, goal, cameras), goal)
     holder.begin()
     return holder
 
 
-def live_answers(holder: MessageScorer, rows: list) -> list[tuple[int, Reward]]:
+def live_answers(holder: MessageScorer, rows: list, topics: Sequence[str]) -> list[tuple[int, Reward]]:
     """The answers to the images of a bag, each with the time at which it was recorded."""
     answers = []
+    newest: list = [None] * len(topics)
     for time, topic, kind, data in rows:
-        if topic != IMAGE_TOPIC:
+        if topic not in topics:
             continue
         message = deserialize_message(data, Image if kind == RAW else CompressedImage)
-        if holder.due(message, time):
-            answers.append((time, holder.score(message, time).message))
+        newest[topics.index(topic)] = message
+        if topic == topics[0] and holder.due(message, time):
+            answers.append((time, holder.score(tuple(newest), time).message))
     return answers
 
 
-def assert_equal(bag: Path, out: Path, model: Path, reward: str | None, goal: str | None) -> list[Reward]:
-    """Labels a bag and compares; gives the labels."""
-    label_bag(BagTask(bag, out, goal=goal), load_bundle(model), reward)
-    live = live_answers(live_scorer(model, reward, goal), read_bag(bag).rows)
+def assert_equal(
+    bag: Path,
+    out: Path,
+    model: Path,
+    reward: str | None,
+    goal: str | None,
+    cameras: Mapping[str, str] | None = None,
+    rule: str = "mean",
+) -> list[Reward]:
+    """Labels a bag and compares; gives the labels. `cameras` are topics by name."""
+    topics = [] if cameras is None else [f"{topic}={name}" for name, topic in cameras.items()]
+    task = BagTask(bag, out, tuple(topics), goal=goal, camera_rule=rule)
+    label_bag(task, load_bundle(model), reward)
+    cameras = cameras or {"": IMAGE_TOPIC}
+    scorer = live_scorer(model, reward, goal, tuple(cameras), rule)
+    live = live_answers(scorer, read_bag(bag).rows, list(cameras.values()))
     rewards = [(time, data) for time, topic, _, data in read_bag(out).rows if topic == "/reward_node/reward"]
     labels = [(time, deserialize_message(data, Reward)) for time, data in rewards]
     assert [time for time, _ in labels] == [time for time, _ in live]
@@ -84,7 +106,10 @@ def assert_equal(bag: Path, out: Path, model: Path, reward: str | None, goal: st
         assert label.header == answer.header, number
         for name in EXACT:
             assert getattr(label, name) == getattr(answer, name), (number, name)
-        found, wanted = ([getattr(message, name) for name in FLOATS] for message in (label, answer))
+        assert list(label.component_names) == list(answer.component_names), number
+        found, wanted = (
+            [*(getattr(message, name) for name in FLOATS), *message.component_values] for message in (label, answer)
+        )
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE, err_msg=f"image {number}")
     return [label for _, label in labels]
 
@@ -124,6 +149,49 @@ def test_all_troubles_of_a_stream(tmp_path: Path, tiny_bundle: Path, clip: Path,
     assert labels[-1].episode == 1
 
 
+def two_cameras() -> list:
+    """All troubles of one camera, and a second one that is slower, late now and then, silent for a while, broken."""
+    rows, frames = troubles(), square_frames(40)
+    stamps = [time - 4_000_000 for time, *_ in rows]
+    for number, stamp in enumerate(stamps[::2]):
+        if 6 <= number < 10:  # silent
+            continue
+        seen = stamp - (STEP if number % 3 else 5 * STEP)
+        data = raw(mirrored(frames)[number % 40], seen, step=3 if number == 20 else None)
+        rows.append((stamp + 1_000_000, WRIST, RAW, data))
+    return rows
+
+
+@pytest.mark.parametrize("rule", ["mean", "min"])
+@pytest.mark.parametrize("reward", ["vip", "uvd"])
+def test_several_cameras(tmp_path: Path, tiny_bundle: Path, reward: str, rule: str) -> None:
+    demonstrations = {"front": square_frames(40), "wrist": mirrored(square_frames(40))}
+    for name, frames in demonstrations.items():
+        write_video(tmp_path / f"{name}.mp4", frames, 30.0)
+    goal = str(tmp_path / "{camera}.mp4")
+    bag = write_bag(tmp_path / "run", two_cameras())
+    cameras = {"front": IMAGE_TOPIC, "wrist": WRIST}
+    labels = assert_equal(bag, tmp_path / "labelled", tiny_bundle, reward, goal, cameras, rule)
+    assert {label.status for label in labels} >= {
+        Reward.STATUS_OK,
+        Reward.STATUS_WARMING_UP,
+        Reward.STATUS_BAD_IMAGE,
+        Reward.STATUS_STALE_IMAGE,
+    }
+    (first, *_) = (row for row in read_bag(tmp_path / "labelled").rows if row[1] == "/reward_node/info")
+    info = deserialize_message(first[3], RewardInfo)
+    assert (info.component_names, info.goal_source) == (["front", "wrist"], goal)
+
+
+@pytest.mark.parametrize("rate", [None, 10.0])
+def test_several_cameras_of_a_learned_reward(tmp_path: Path, rate: float | None) -> None:
+    model = write_learned_bundle(tmp_path / "bundle", "viper", rate)
+    bag = write_bag(tmp_path / "run", two_cameras())
+    cameras = {"front": IMAGE_TOPIC, "wrist": WRIST}
+    labels = assert_equal(bag, tmp_path / "labelled", model, None, None, cameras)
+    assert {Reward.STATUS_OK, Reward.STATUS_STALE_IMAGE} <= {label.status for label in labels}
+
+
 @pytest.mark.parametrize(
     ("reward", "rate"), [("time", None), ("viper", None), ("viper", 10.0), ("diffusion", None), ("diffusion", 10.0)]
 )
@@ -154,6 +222,7 @@ def test_the_shipped_model(tmp_path: Path, reward: str, kind: str) -> None:
 def test_constants_and_defaults_are_those_of_the_node() -> None:
     defaults = {spec.name: spec.default for spec in parameters.REWARD_NODE}
     assert defaults["image_timeout"] == judging.MAX_GAP
+    assert defaults["max_camera_skew"] == MAX_SKEW
     assert defaults["max_stamp_future"] == judging.MAX_STAMP_FUTURE
     assert (defaults["reward_scale"], defaults["reward_clip"]) == (1.0, 0.0)
     assert description.KIND_VALUE == RewardInfo.KIND_VALUE

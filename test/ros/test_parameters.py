@@ -8,10 +8,19 @@ import pytest
 import yaml
 from rclpy.parameter import Parameter
 
-from v2r_ros.parameters import POLICY_NODE, RECORDER, REWARD_NODE, SIM_NODE, VIDEO_NODE, check_change, markdown
+from v2r_ros.parameters import (
+    GAZEBO_RESET,
+    POLICY_NODE,
+    RECORDER,
+    REWARD_NODE,
+    SIM_NODE,
+    VIDEO_NODE,
+    check_change,
+    markdown,
+)
 
 ROOT = Path(__file__).parents[2]
-TABLES = [REWARD_NODE, POLICY_NODE, SIM_NODE, VIDEO_NODE, RECORDER]
+TABLES = [REWARD_NODE, POLICY_NODE, SIM_NODE, VIDEO_NODE, GAZEBO_RESET, RECORDER]
 
 
 @pytest.mark.parametrize(
@@ -22,6 +31,18 @@ def test_config_holds_every_parameter_with_its_default(name: str, table: tuple) 
     assert list(content) == [f"/**/{name}_node"]
     expected = {s.name: list(s.default) if isinstance(s.default, tuple) else s.default for s in table}
     assert content[f"/**/{name}_node"]["ros__parameters"] == expected
+
+
+def test_what_gazebo_yaml_sets_is_in_the_tables() -> None:
+    content = yaml.safe_load((ROOT / "config" / "gazebo.yaml").read_text())
+    tables = {"/**/policy_node": POLICY_NODE, "/**/gazebo_reset": GAZEBO_RESET}
+    assert content.keys() == tables.keys()
+    for node, table in tables.items():
+        known = {spec.name: spec for spec in table}
+        for name, value in content[node]["ros__parameters"].items():
+            assert not known[name].problem(value)
+            assert type(value) is type(known[name].default) or isinstance(value, list), name
+    assert content["/**/gazebo_reset"]["ros__parameters"] == {spec.name: spec.default for spec in GAZEBO_RESET}
 
 
 @pytest.mark.parametrize("table", TABLES)

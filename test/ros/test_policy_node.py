@@ -335,6 +335,7 @@ def test_what_was_done_is_recorded(graph: Graph, model: str, tmp_path: Path) -> 
     assert not store.skipped
     assert episode.notes["end_reason"] == Episode.END_SUCCESS
     assert episode.rows == pytest.approx(len(node.episodes) and node.episodes[0].steps, abs=3)
+    assert episode.notes["robot_episode"] == 0
     assert episode.notes["missing_rewards"] <= 2
     rows = np.arange(1, episode.rows)
     batch = store.at(np.zeros_like(rows), rows, nstep=1, gamma=0.99, stack=1)

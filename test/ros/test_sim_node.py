@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from tiny_policy import GAIN, MARK
 from toy_blob import SPEED, START
 
 from v2r_core.rl.envs import make_env
+from v2r_msgs.msg import Reward
 from v2r_ros import qos
 from v2r_ros.episodes import nanoseconds
 from v2r_ros.graph import Graph
@@ -50,6 +53,7 @@ class SimUnderTest:
         node.create_subscription(Bool, "/sim_node/success", lambda message: self.success.append(message.data), 100)
         node.create_subscription(Clock, "/clock", lambda message: self.clocks.append(nanoseconds(message.clock)), 100)
         self.actuator = node.create_publisher(Float64MultiArray, "/action", qos.command())
+        self.scorer = node.create_publisher(Reward, "/reward", qos.reward_publisher(1.0))
         self.process = graph.start("v2r_ros.sim_node", {"env": ENV, "size": SIZE} | parameters)
 
     def start(self) -> SimUnderTest:
@@ -67,6 +71,9 @@ class SimUnderTest:
 
     def act(self, action: np.ndarray | list) -> None:
         self.actuator.publish(Float64MultiArray(data=[float(number) for number in action]))
+
+    def reward(self, image: Image, status: int = Reward.STATUS_OK) -> None:
+        self.scorer.publish(Reward(header=image.header, status=status))
 
     def reset(self) -> Trigger.Response:
         return self.graph.call(Trigger, "/sim_node/reset", Trigger.Request())
@@ -117,6 +124,105 @@ def test_in_lockstep_it_is_the_environment_step_by_step(graph: Graph) -> None:
     sim.stop()
 
 
+class Slow:
+    """Answers each new image with an action at once, and with a reward a while later, if at all."""
+
+    def __init__(self, sim: SimUnderTest, after: float, *, rewards: bool = True) -> None:
+        self.sim, self.rewards, self._after = sim, rewards, after
+        self.acted, self.due = len(sim.images), [(0.0, sim.images[-1])]
+        self.early: list[int] = []
+        """Images that came while an earlier one had no reward yet."""
+
+    def spin(self, until) -> None:
+        def turn() -> bool:
+            for image in self.sim.images[self.acted :]:
+                if self.due and self.rewards:
+                    self.early.append(self.acted)
+                self.acted += 1
+                self.sim.act(ACTIONS[0])
+                self.due.append((time.monotonic() + self._after, image))
+            while self.due and (time.monotonic() >= self.due[0][0] or not self.rewards):
+                _, image = self.due.pop(0)
+                if self.rewards:
+                    self.sim.reward(image)
+            return until()
+
+        self.sim.wait(turn)
+
+
+@pytest.fixture
+def locked(graph: Graph) -> SimUnderTest:
+    sim = SimUnderTest(graph, lockstep=True, speed=0.0, action_timeout=1.5).start()
+    sim.wait(lambda: sim.scorer.get_subscription_count() > 0)
+    return sim
+
+
+def test_in_lockstep_an_image_waits_for_the_reward_of_the_last(locked: SimUnderTest) -> None:
+    sim, slow = locked, Slow(locked, 0.12)
+    slow.spin(lambda: not slow.due)
+    sim.linger(0.1)
+    slow = Slow(sim, 0.12)
+    seen, start = len(sim.images), time.monotonic()
+    slow.spin(lambda: len(sim.images) >= seen + 10)
+    assert time.monotonic() - start > 9 * 0.12
+    assert not slow.early
+    # The old image once more, as while the camera is silent, is no answer; nor is the reward of an older image.
+    slow.spin(lambda: not slow.due)
+    sim.wait(lambda: len(sim.images) > slow.acted)
+    count = len(sim.images)
+    sim.act(ACTIONS[0])
+    sim.reward(sim.images[-1], Reward.STATUS_STALE_IMAGE)
+    sim.reward(sim.images[-2])
+    sim.linger(0.4)
+    assert len(sim.images) == count
+    sim.reward(sim.images[-1], Reward.STATUS_WARMING_UP)
+    sim.wait(lambda: len(sim.images) == count + 1)
+    sim.stop()
+
+
+def test_in_lockstep_a_reset_waits_for_the_reward_of_the_last_image(locked: SimUnderTest) -> None:
+    sim, slow = locked, Slow(locked, 0.0)
+    slow.spin(lambda: len(sim.images) >= slow.acted > 5 and not slow.due)
+    sim.wait(lambda: len(sim.images) > slow.acted)
+    last, moved = sim.images[-1], sim.frame()
+    client = sim.graph.node.create_client(Trigger, "/sim_node/reset")
+    sim.wait(client.service_is_ready)
+    start, future = time.monotonic(), client.call_async(Trigger.Request())
+    sim.linger(0.5)
+    assert not future.done() and sim.images[-1] is last
+    sim.reward(last)
+    sim.wait(lambda: sim.images[-1] is not last and not np.array_equal(sim.frame(), moved))
+    assert time.monotonic() - start < 1.5
+    sim.stop()
+
+
+def test_in_lockstep_a_reward_that_stops_is_waited_for_once(locked: SimUnderTest) -> None:
+    sim, slow = locked, Slow(locked, 0.0)
+    seen = len(sim.images)
+    slow.spin(lambda: len(sim.images) > seen + 5)
+    slow.rewards = False
+    seen, start = len(sim.images), time.monotonic()
+    slow.spin(lambda: len(sim.images) > seen + 20)
+    assert 1.2 < time.monotonic() - start < 2.9
+    sim.wait(lambda: "no reward for an image within 1.5 s" in sim.log())
+    slow.rewards = True  # and it waits again
+    seen = len(sim.images)
+    slow.spin(lambda: len(sim.images) > seen + 3)
+    slow.spin(lambda: not slow.due)
+    sim.wait(lambda: len(sim.images) > slow.acted)
+    count = len(sim.images)
+    sim.act(ACTIONS[0])
+    sim.linger(0.4)
+    assert len(sim.images) == count
+    sim.stop()
+
+
+def test_out_of_lockstep_no_reward_is_waited_for(graph: Graph) -> None:
+    sim = SimUnderTest(graph).start()
+    assert sim.scorer.get_subscription_count() == 0
+    sim.stop()
+
+
 def test_after_a_reset_it_stands_still_until_the_first_action(graph: Graph) -> None:
     sim = SimUnderTest(graph, seed=3).start()
     count = len(sim.images)
@@ -161,8 +267,10 @@ def test_actions_that_are_none_are_ignored(graph: Graph) -> None:
 
 
 def test_success_and_the_end_of_an_episode(graph: Graph) -> None:
-    sim = SimUnderTest(graph, lockstep=True, speed=0.0, seed=1, horizon=30, action_timeout=0.3).start()
-    position = np.asarray(START)
+    sim = SimUnderTest(graph, lockstep=True, speed=0.0, seed=1, horizon=30, action_timeout=5.0).start()
+    sim.step(np.ones(2))
+    sim.linger(0.3)  # what it said while it stood still is no answer to an action
+    position = np.asarray(START) + SPEED
     for _ in range(40):  # more than the horizon: those beyond it move nothing
         way = np.clip(GAIN * (np.asarray(MARK) - position), -1, 1)
         position = position + SPEED * way
@@ -195,6 +303,19 @@ def test_an_environment_that_raises(graph: Graph) -> None:
     sim.wait(lambda: len(sim.images) > count)
     for action in ACTIONS[:6]:
         sim.step(action)
+    sim.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("dm_control") is None, reason="dm_control not installed")
+def test_a_known_camera_is_calibrated(graph: Graph) -> None:
+    sim = SimUnderTest(graph, env="dm_control:cartpole-balance", size=64).start()
+    info = sim.infos[-1]
+    focal = 32 / math.tan(math.radians(45 / 2))  # the model leaves it at MuJoCo's 45 degrees
+    assert info.k == pytest.approx([focal, 0, 31.5, 0, focal, 31.5, 0, 0, 1])
+    assert info.p == pytest.approx([focal, 0, 31.5, 0, 0, focal, 31.5, 0, 0, 0, 1, 0])
+    assert info.r == pytest.approx([1, 0, 0, 0, 1, 0, 0, 0, 1])
+    assert (info.distortion_model, list(info.d)) == ("plumb_bob", [0] * 5)
     sim.stop()
 
 

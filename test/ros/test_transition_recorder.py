@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2r_core.rl.replay import ReplayStore
+from v2r_core.rl.replay import Layout, ReplayStore
 from v2r_ros import transitions
 from v2r_ros.transitions import TransitionRecorder, open_store
 
@@ -38,8 +38,14 @@ def problems() -> list[str]:
     return []
 
 
-def recorder(folder: Path, problems: list[str], rewarded: bool = True) -> TransitionRecorder:
-    return TransitionRecorder(open_store(str(folder), SIZE, 2, 0.001), problems.append, rewarded=rewarded)
+def recorder(folder: Path, problems: list[str], patience: float | None = 0.25) -> TransitionRecorder:
+    return TransitionRecorder(open_store(str(folder), SIZE, 2, 0.001), problems.append, patience=patience)
+
+
+def small(folder: Path, rows: int, problems: list[str], said: list[str]) -> TransitionRecorder:
+    layout = Layout((3, SIZE, SIZE), "uint8", 2)
+    store = ReplayStore(folder, layout, rows * layout.row_bytes)
+    return TransitionRecorder(store, problems.append, patience=None, say=said.append)
 
 
 def steps(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, ReplayStore]:
@@ -82,8 +88,56 @@ def test_a_reward_that_comes_late_is_waited_for(tmp_path: Path, problems: list[s
     assert steps(tmp_path / "d")[2].tolist() == [5]
 
 
+def test_rewards_that_stop_do_not_fill_the_queue(tmp_path: Path, problems: list[str]) -> None:
+    book = recorder(tmp_path / "d", problems, patience=60.0)
+    book.begin(frame(0))
+    for number in range(1, 200):
+        book.step(number, action(1), frame(number % 200))
+        until(lambda: book._items.qsize() < 100)
+    book.end({})
+    book.close()
+    assert (book.lost, problems) == (0, [])
+    assert steps(tmp_path / "d")[3].episodes[0].notes["missing_rewards"] == 199
+
+
+@pytest.mark.parametrize("length", [9, 10, 11, 27, 28, 100])
+def test_an_episode_longer_than_the_store_is_kept_in_pieces(tmp_path: Path, problems: list[str], length: int) -> None:
+    said: list[str] = []
+    book = small(tmp_path / "d", 40, problems, said)
+    book.begin(frame(0), robot_episode=7)
+    for number in range(1, length + 1):
+        book.step(number, action(number), frame(number))
+        until(lambda: book._items.qsize() < 100)
+    book.end({"end_reason": 1})
+    book.begin(frame(200), robot_episode=8)
+    book.step(1, action(1), frame(201))
+    book.end({"end_reason": 2})
+    book.close()
+    with ReplayStore(tmp_path / "d", read_only=True) as store:
+        *pieces, after = store.episodes
+        seen: list[tuple[int, float, int]] = []
+        for piece in pieces:
+            frames, rows = store.read(piece)
+            numbers = frames[:, 0, 0, 0].tolist()
+            seen += zip(numbers[:-1], rows["action"][1:, 0].tolist(), numbers[1:], strict=True)
+    # What is kept are the newest steps, each once and in their order.
+    kept = range(length - len(seen) + 1, length + 1)
+    assert seen == [(number - 1, pytest.approx(number / 100), number) for number in kept]
+    assert len(seen) == length or len(seen) >= 18
+    count = -(-length // 9)
+    if count > 1:
+        assert [piece.notes["piece"] for piece in pieces] == list(range(count))[-len(pieces) :]
+        assert len(said) == 1 and "pieces of 9 steps" in said[0] and "record_gb" in said[0]
+    else:
+        assert "piece" not in pieces[0].notes and not said
+    assert all(piece.notes["robot_episode"] == 7 for piece in pieces)
+    assert [piece.notes.get("end_reason") for piece in pieces] == [None] * (len(pieces) - 1) + [1]
+    assert after.notes == {"robot_episode": 8, "end_reason": 2, "missing_rewards": 0}
+    assert not problems
+
+
 def test_without_rewards_nothing_is_waited_for(tmp_path: Path, problems: list[str]) -> None:
-    book = recorder(tmp_path / "d", problems, rewarded=False)
+    book = recorder(tmp_path / "d", problems, patience=None)
     start = time.monotonic()
     book.begin(frame(0))
     for number in range(1, 30):
@@ -95,7 +149,7 @@ def test_without_rewards_nothing_is_waited_for(tmp_path: Path, problems: list[st
 
 
 def test_an_episode_without_its_end_or_without_a_step_is_forgotten(tmp_path: Path, problems: list[str]) -> None:
-    book = recorder(tmp_path / "d", problems, rewarded=False)
+    book = recorder(tmp_path / "d", problems, patience=None)
     book.step(1, action(1), frame(1))  # before any
     book.begin(frame(0))
     book.end({})
@@ -115,7 +169,7 @@ def test_an_episode_without_its_end_or_without_a_step_is_forgotten(tmp_path: Pat
 
 
 def test_a_full_disk_is_said_once_and_what_was_complete_stays(tmp_path: Path, problems: list[str]) -> None:
-    book = recorder(tmp_path / "d", problems, rewarded=False)
+    book = recorder(tmp_path / "d", problems, patience=None)
     book.begin(frame(0))
     book.step(1, action(1), frame(1))
     book.end({})
@@ -141,7 +195,7 @@ def test_a_disk_that_hangs_costs_the_episode_and_not_the_robot(
     tmp_path: Path, problems: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transitions, "QUEUE", 8)
-    book = recorder(tmp_path / "d", problems, rewarded=False)
+    book = recorder(tmp_path / "d", problems, patience=None)
     append, free = book._store.append, threading.Event()
 
     def slow(*arguments: object) -> None:

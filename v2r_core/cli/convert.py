@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,8 @@ class Convert:
     """Converts between rosbag2, LeRobotDataset v3 and folders of videos; rewards come along. The source stays as it is.
 
     A folder of bags or videos becomes one dataset, with at least one episode each. OUT has its name only when it is
-    complete. A recording that cannot be read is named and left out, and the exit code is 1.
+    complete. A run that was interrupted goes on behind its last finished episode when it is started again; until then
+    that lies in OUT.partial. A recording that cannot be read is named and left out, and the exit code is 1.
 
     From a bag, frames are taken at a constant rate: at each point of time the image of the first camera that is nearest
     (within half a step), and of every other topic the newest message at or before it. Where one is too old, the episode
@@ -42,7 +44,11 @@ class Convert:
     """Frames a second. By default those of the first recording: of a bag the median rate of its first camera."""
     image: tuple[str, ...] = ()
     """Bag: TOPIC[=NAME] of the cameras, which become observation.images.NAME, the first one with the clock; by default
-    all. Dataset: cameras to take. Videos: what to call the camera."""
+    all. Dataset, or videos with --cameras: cameras to take. Videos: what to call the camera."""
+    cameras: Literal["folders", "files"] | None = None
+    """Videos of several cameras: `folders`: CAMERA/EPISODE.mp4, as --to videos writes them; `files`:
+    EPISODE/CAMERA.mp4. The first camera has the clock, and an episode has frames as long as all cameras last. By
+    default each video is an episode of its own."""
     state: tuple[str, ...] = ()
     """Bag: TOPIC[=NAME] with joint states, arrays, twists or other messages of numbers. Those without a NAME become
     observation.state, one behind the other; those with one observation.NAME. Where several publishers have different
@@ -80,17 +86,25 @@ class Convert:
         """Converts and reports.
 
         Returns:
-            0; 1 if a recording was left out.
+            0; 1 if a recording was left out; 130 if it was interrupted.
 
         Raises:
             ValueError, OSError: an option, the source or OUT cannot be used; the message says which and why.
         """
+        try:
+            return self._convert()
+        except KeyboardInterrupt:
+            print("v2r convert: interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+
+    def _convert(self) -> int:
         for name, value in (("fps", self.fps), ("gap", self.gap), ("max-age", self.max_age)):
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} {value}: a number above 0 expected")
         wishes = Wishes(
             fps=self.fps,
             images=self.image,
+            cameras=self.cameras,
             states=self.state,
             actions=self.action,
             features=self.feature,
@@ -129,6 +143,7 @@ class Convert:
             "failed": done.failed,
             "episodes": done.episodes,
             "frames": done.frames,
+            "resumed": done.resumed,
             "fps": layout.fps,
             "video_seconds": done.frames / layout.fps,
             "cameras": {name: f"{width}x{height}" for name, (height, width) in layout.cameras.items()},
@@ -151,6 +166,9 @@ def _report(summary: dict[str, Any]) -> Table:
         "source": f"{summary['source']} ({summary['kind']}, recordings: {summary['recordings']})",
         "episodes": str(summary["episodes"]) + (f", {cuts} cuts where a topic was silent" if cuts else ""),
         "frames": f"{summary['frames']}, {summary['video_seconds']:.1f} s at {summary['fps']} a second",
+        "taken over": f"{summary['resumed']} episodes of a run that was interrupted"
+        if summary["resumed"]
+        else "nothing",
         "cameras": ", ".join(f"{name} {size}" for name, size in summary["cameras"].items()),
         "numbers": ", ".join(f"{name} ({length})" for name, length in summary["numbers"].items()) or "none",
         "rewards": "none" if rewards is None else f"of {rewards['model']}, for {rewards['camera']}",

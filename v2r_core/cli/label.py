@@ -12,7 +12,8 @@ from typing import Literal
 import tyro
 
 from v2r_core.cli.label_options import LOCAL, LabelOptions
-from v2r_core.label.video_sources import find_sources, is_bag, is_dataset
+from v2r_core.label.set_writer import find_shared
+from v2r_core.label.video_sources import FoundSources, is_bag, is_dataset
 
 Kind = Literal["bag", "bags", "videos", "dataset"]
 _WORDS: Mapping[Kind, str] = {
@@ -23,6 +24,9 @@ _WORDS: Mapping[Kind, str] = {
 }
 _FOR: Mapping[str, tuple[Kind, ...]] = {
     "image_topic": ("bag", "bags"),
+    "camera_rule": ("bag", "bags"),
+    "max_camera_skew": ("bag", "bags"),
+    "camera_progress": ("bag", "bags"),
     "episode_topic": ("bag", "bags"),
     "gap": ("bag", "bags"),
     "namespace": ("bag", "bags"),
@@ -69,7 +73,7 @@ class Label(LabelOptions):
             return 130
 
     def _label(self) -> int:
-        kind = self._kind()
+        kind, found = self._kind()
         self._check(kind)
         # Each kind imports what it needs and no more.
         if kind == "bag":
@@ -79,28 +83,32 @@ class Label(LabelOptions):
         if kind == "bags":
             from v2r_core.cli.label_bag import run_bags  # noqa: PLC0415
 
-            return run_bags(self)
+            return run_bags(self, found)
         if kind == "videos":
             from v2r_core.cli.label_videos import run_videos  # noqa: PLC0415
 
-            return run_videos(self)
+            return run_videos(self, found)
         from v2r_core.cli.label_dataset import run_dataset  # noqa: PLC0415
 
         return run_dataset(self)
 
-    def _kind(self) -> Kind:
+    def _kind(self) -> tuple[Kind, FoundSources | None]:
+        """What there is to label; for many videos or bags also which."""
         if not self.sources and self.ray is not None and Path(self.ray).exists():
             raise ValueError(f"--ray took {self.ray} for an address; write --ray {LOCAL} {self.ray}")
+        if not self.sources and self.image_topic and Path(self.image_topic[-1]).exists():
+            took = self.image_topic[-1]
+            raise ValueError(f"--image-topic took {took} for a topic; write it before --image-topic")
         if not self.sources:
             raise ValueError("nothing to label; give a rosbag, a LeRobotDataset, or videos")
         if len(self.sources) == 1:
             source = self.sources[0].expanduser()
             if is_bag(source):
-                return "bag"
+                return "bag", None
             if is_dataset(source):
-                return "dataset"
-        found = find_sources(self.sources, self.out)
-        return "bags" if all(source.is_bag for source in found.sources) else "videos"
+                return "dataset", None
+        found = find_shared(self.sources, self.out)
+        return "bags" if all(source.is_bag for source in found.sources) else "videos", found
 
     def _check(self, kind: Kind) -> None:
         for field in fields(self):
@@ -111,6 +119,8 @@ class Label(LabelOptions):
                 )
         if self.gap is not None and not self.gap > 0:
             raise ValueError(f"--gap {self.gap}: seconds above 0 expected")
+        if not self.max_camera_skew > 0:
+            raise ValueError(f"--max-camera-skew {self.max_camera_skew}: seconds above 0 expected")
         if self.workers < 0:
             raise ValueError(f"--workers {self.workers}: 0 or more expected")
         if self.threads < 0:

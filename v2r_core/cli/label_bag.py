@@ -9,9 +9,11 @@ from typing import Any
 from v2r_core.cli.label_options import LabelOptions
 from v2r_core.cli.label_report import cost, cost_rows, counted, plain_console, print_report, progress, rows_table
 from v2r_core.deploy.bundle import load_bundle
+from v2r_core.label.bag_task import BagTask
 from v2r_core.label.bags import LabelledBags, label_bags
-from v2r_core.label.rosbag import BagTask, LabelledBag, label_bag
+from v2r_core.label.rosbag import LabelledBag, label_bag
 from v2r_core.label.video_labeller import LabellerOptions
+from v2r_core.label.video_sources import FoundSources
 
 
 def run_bag(options: LabelOptions) -> int:
@@ -32,7 +34,7 @@ def run_bag(options: LabelOptions) -> int:
     return 0
 
 
-def run_bags(options: LabelOptions) -> int:
+def run_bags(options: LabelOptions, found: FoundSources | None = None) -> int:
     """Labels all bags of folders and reports; 1 if one of them failed.
 
     Raises:
@@ -41,13 +43,15 @@ def run_bags(options: LabelOptions) -> int:
     start = time.perf_counter()
     labeller = LabellerOptions(options.model, options.reward, options.threads)
     with progress() as on_progress:
-        done = label_bags(options.sources, _task(options), labeller, options.workers, on_progress)
+        done = label_bags(options.sources, _task(options), labeller, options.workers, on_progress, found)
     summary = _summarise_all(options, done, time.perf_counter() - start)
     if options.json:
         print(json.dumps(summary, indent=2))
     else:
+        loose = {"files": f"{done.loose}, each taken for a bag of its own"} if done.loose else {}
         rows = {
             "bags": f"{done.found} found, {done.labelled} labelled, {done.kept} were done, {len(done.failed)} failed",
+            **loose,
             "images": f"{done.frames} in {done.episodes} episodes",
             "labels": counted(summary["status"]),
             **cost_rows(summary["cost"], "images"),
@@ -67,6 +71,9 @@ def _task(options: LabelOptions) -> BagTask:
         options.gap,
         options.namespace,
         options.force,
+        options.camera_rule,
+        options.max_camera_skew,
+        options.camera_progress,
     )
 
 
@@ -75,6 +82,7 @@ def _summarise_all(options: LabelOptions, done: LabelledBags, seconds: float) ->
         "root": done.record.root,
         "out": str(options.out),
         "bags": done.found,
+        "files": done.loose,
         "kept": done.kept,
         "labelled": done.labelled,
         "failed": done.failed,
@@ -94,7 +102,7 @@ def _summarise(task: BagTask, done: LabelledBag, seconds: float) -> dict[str, An
     return {
         "bag": str(task.bag),
         "out": str(task.out),
-        "image_topic": done.topic,
+        "image_topics": list(done.topics),
         "messages": done.messages,
         "images": counts.images,
         "labels": counts.labels,
@@ -116,11 +124,13 @@ def _summarise(task: BagTask, done: LabelledBag, seconds: float) -> dict[str, An
 
 def _rows(summary: dict[str, Any]) -> dict[str, str]:
     sizes = summary["image_sizes"]
+    others = summary["image_topics"][1:]
     left_out = summary["images"] - summary["labels"]
     return {
         "bag": f"{summary['bag']}, {summary['messages']} messages",
-        "images": f"{summary['images']} on {summary['image_topic']}, {', '.join(sizes)}"
+        "images": f"{summary['images']} on {summary['image_topics'][0]}, {', '.join(sizes)}"
         + ("; the size changes" if len(sizes) > 1 else ""),
+        **({"with those of": ", ".join(others)} if others else {}),
         "left out": f"{left_out}, which came before their turn" if left_out else "none",
         "episodes": str(summary["episodes"]),
         "labels": counted(summary["status"]),

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from v2r_core import DEFAULT_BUNDLE
+from v2r_core.deploy.cameras import MAX_SKEW
 
 LOCAL = "local"
 
@@ -20,7 +21,8 @@ class LabelOptions:
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """A rosbag2 (its folder, or one of its files), the folder of a LeRobotDataset, or any number of videos and folders.
     Folders are searched to their last corner for video files, folders that hold nothing but images, and rosbags; if
-    there are only rosbags, each gets a labelled copy, else all of them are taken for videos."""
+    there are only rosbags, each gets a labelled copy, else all of them are taken for videos. Bag files in a folder
+    without metadata.yaml are bags of their own."""
     out: Path
     """What to write: a labelled bag, a folder of labelled bags, a dataset, or for videos a folder with tables
     (labels/NAME.parquet) and a list of what is done (manifest.jsonl)."""
@@ -48,8 +50,18 @@ class LabelOptions:
     """LeRobotDataset: the camera that the model looks through, e.g. observation.images.top; by default the only one."""
     replace_reward: bool = False
     """LeRobotDataset: replace the feature next.reward if there is one; by default it stays as it is."""
-    image_topic: str | None = None
-    """Rosbag: topic with the images (sensor_msgs/Image or CompressedImage); by default the only one."""
+    image_topic: tuple[str, ...] = ()
+    """Rosbag: topic with the images (sensor_msgs/Image or CompressedImage); by default the only one. Several are those
+    of several cameras, the one that sets the pace first: they make one reward, as with `cameras` of the live node. A
+    camera is called after its topic (/left/image_raw is left's), or as in TOPIC=NAME; images and demonstrations given
+    as --goal have {camera} where that name belongs."""
+    camera_rule: Literal["mean", "min"] = "mean"
+    """Rosbag, several cameras: how their distances to the goal become one."""
+    max_camera_skew: float = MAX_SKEW
+    """Rosbag, several cameras: seconds that their stamps may lie apart; else the reward is of status stale_image."""
+    camera_progress: bool = False
+    """Rosbag, several cameras: also write the progress of each, as it sees the task alone, to
+    NAMESPACE/progress/CAMERA (std_msgs/Float64, behind each reward)."""
     episode_topic: str | None = None
     """Rosbag: an episode ends with each message on this topic, whatever its type; by default the one of
     v2r_msgs/Episode, if there is one."""

@@ -9,11 +9,16 @@ from typing import Any
 from v2r_core.cli.label_options import LabelOptions
 from v2r_core.cli.label_report import cost, cost_rows, counted, print_report, progress
 from v2r_core.label.video_labeller import LabellerOptions
+from v2r_core.label.video_sources import FoundSources
 from v2r_core.label.videos import LabelledVideos, VideosTask, label_videos
 
 
-def run_videos(options: LabelOptions) -> int:
+def run_videos(options: LabelOptions, found: FoundSources | None = None) -> int:
     """Labels videos and reports; 1 if one of them failed.
+
+    Args:
+        options: what was asked for.
+        found: see `label_videos`.
 
     Raises:
         ValueError, RuntimeError, OSError: see `label_videos`.
@@ -22,7 +27,7 @@ def run_videos(options: LabelOptions) -> int:
     task = VideosTask(options.sources, options.out, options.goal, options.overlay, options.force)
     labeller = LabellerOptions(options.model, options.reward, options.threads)
     with progress() as on_progress:
-        done = label_videos(task, labeller, options.workers, options.ray_address(), on_progress)
+        done = label_videos(task, labeller, options.workers, options.ray_address(), on_progress, found)
     summary = _summarise(options, done, time.perf_counter() - start)
     if options.json:
         print(json.dumps(summary, indent=2))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import re
 import struct
-import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from v2r_core.convert.grid import SECOND_NS
+from v2r_core.convert.journal import EpisodeJournal
 from v2r_core.convert.numbers import JOINT_STATE
 from v2r_core.convert.parts import IMAGES, ConvertError, Episode, LabelHead, Layout, Sample
 from v2r_core.convert.topics import STRING
@@ -36,6 +37,8 @@ APART_NS = 10 * SECOND_NS
 """From one episode to the next where it is not known when they were, so that a gap tells them apart too."""
 _LATCHED = (TASKS, f"{NAMESPACE}/info")
 _HEAD = struct.Struct("<HqI")
+"""Of a message in the journal: number of its topic, time in nanoseconds, length in bytes."""
+_MESSAGES = "messages"
 
 
 class BagSink:
@@ -44,10 +47,12 @@ class BagSink:
     Topics: /NAME/image_raw/compressed (JPEG) or /NAME/image_raw of camera NAME; the name of a feature with / for its
     dots, sensor_msgs/JointState where its entries have names, else Float64MultiArray; /task; the rewards of a labelled
     recording on /reward_node/reward; and a v2r_msgs/Episode on /episode behind the last frame of each. All messages of
-    a frame have the same time. An episode lies in a temporary file until it is complete.
+    a frame have the same time. An episode lies in the journal until it is complete.
     """
 
-    def __init__(self, out: Path, layout: Layout, force: bool, sources: set[Path], raw: bool) -> None:
+    def __init__(
+        self, out: Path, layout: Layout, force: bool, sources: set[Path], raw: bool, journal: EpisodeJournal
+    ) -> None:
         """Begins the bag.
 
         Args:
@@ -56,12 +61,13 @@ class BagSink:
             force: replace `out` if it is there.
             sources: what must not be replaced.
             raw: write images as they are, not as JPEG.
+            journal: in the folder of what is not complete; its messages need as much space as the bag.
 
         Raises:
             FileExistsError: `out` is there, or another process is writing it.
             ConvertError: two features would have one topic.
         """
-        self._layout, self._raw = layout, raw
+        self._layout, self._raw, self._journal = layout, raw, journal
         self._messages = Messages(NAMESPACE)
         self._partial = PartialFolder(out, force, sources)
         kinds = dict[str, str]()
@@ -70,6 +76,7 @@ class BagSink:
                 raise ConvertError(f"{out}: two features would be the topic {topic}; rename one of them in the source")
             kinds[topic] = kind
         self._partial.__enter__()
+        journal.open()
         self._writer = Writer(self._partial.product, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
         self._topics: list[Connection] = []
@@ -79,14 +86,27 @@ class BagSink:
             qos = [label_qos(topic in _LATCHED)]
             types = self._messages.types
             self._topics.append(self._writer.add_connection(topic, kind, typestore=types, offered_qos_profiles=qos))
-        self._spool = tempfile.TemporaryFile(dir=self._partial.folder)  # noqa: SIM115 (closed with the sink)
+        self._spool: BinaryIO | None = None
         self._episode: Episode | None = None
         self._count = self._frames = 0
         self._start_ns = self._end_ns = self._now_ns = 0
         self._tally: list[tuple[float, float, int]] = []
 
+    def place(self) -> tuple[int, ...]:
+        """See `parts.Sink`: messages say the number of their episode, and come after those of the one before."""
+        return (self._count, self._end_ns) if self._count else ()
+
+    def recall(self, episode: Episode) -> bool:
+        """See `parts.Sink`."""
+        folder = self._journal.episode(episode.key)
+        if folder is None:
+            return False
+        self._take_over(folder)
+        return True
+
     def begin(self, episode: Episode) -> None:
         """See `parts.Sink`."""
+        self._spool = (self._journal.begin(episode.key) / _MESSAGES).open("wb")
         self._episode, self._frames, self._tally = episode, 0, []
         first = self._end_ns + APART_NS
         # Messages in a bag are in the order of their times, whatever the clocks of two recordings said.
@@ -106,9 +126,8 @@ class BagSink:
         if sample.label is not None:
             head, label = self._layout.head, sample.label
             assert head is not None
-            numbers = {each: getattr(label, each) for each in ("reward", "value", "progress", "uncertainty")}
-            counts = {"subgoal_index": 0, "subgoal_count": 0, "episode": self._count, "frame_count": self._frames + 1}
-            fields = dict.fromkeys(FLOATS, float("nan")) | numbers | counts | {"status": label.status, "goal_id": ""}
+            counts = {"episode": self._count, "frame_count": self._frames + 1, "goal_id": ""}
+            fields = dict.fromkeys(FLOATS, float("nan")) | asdict(label) | counts
             header = Header(self._now_ns, _frame_id(head.camera))
             self._put_bytes(f"{NAMESPACE}/reward", self._messages.reward(header, fields))
             self._tally.append((label.reward, label.progress, label.status))
@@ -135,28 +154,28 @@ class BagSink:
             max_progress=float(progress.max()) if len(progress) else float("nan"),
             duration=duration(*divmod(self._now_ns - self._start_ns, SECOND_NS)),
         )
-        for number, time_ns, data in self._spooled():
-            self._writer.write(self._topics[number], time_ns, data)
-        self._end_ns = self._now_ns
-        self._count += 1
+        self._close_spool()
+        assert self._episode is not None
+        self._take_over(self._journal.end(self._episode.key))
         self._episode = None
 
     def discard(self) -> None:
         """See `parts.Sink`."""
+        self._close_spool()
+        if self._episode is not None:
+            self._journal.discard(self._episode.key)
         self._episode = None
-        self._spool.seek(0)
-        self._spool.truncate()
 
     def finish(self) -> None:
         """See `parts.Sink`."""
-        self._spool.close()
         self._writer.close()
         self._partial.finish()
         self._partial.__exit__(None, None, None)
 
     def abort(self) -> None:
         """See `parts.Sink`."""
-        self._spool.close()
+        self.discard()
+        self._journal.tidy()
         self._writer.abort()
         self._partial.__exit__(None, None, None)
 
@@ -207,16 +226,21 @@ class BagSink:
         self._put_bytes(topic, bytes(types.serialize_cdr(types.types[kind](**fields), kind)))
 
     def _put_bytes(self, topic: str, data: bytes) -> None:
+        assert self._spool is not None
         self._spool.write(_HEAD.pack(self._numbers[topic], self._now_ns, len(data)) + data)
 
-    def _spooled(self) -> Iterator[tuple[int, int, bytes]]:
-        """The messages of the episode, which are forgotten after that."""
-        self._spool.seek(0)
-        while head := self._spool.read(_HEAD.size):
-            number, time_ns, length = _HEAD.unpack(head)
-            yield number, time_ns, self._spool.read(length)
-        self._spool.seek(0)
-        self._spool.truncate()
+    def _close_spool(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+        self._spool = None
+
+    def _take_over(self, folder: Path) -> None:
+        """Copies an episode from the journal."""
+        with (folder / _MESSAGES).open("rb") as spool:
+            while head := spool.read(_HEAD.size):
+                number, self._end_ns, length = _HEAD.unpack(head)
+                self._writer.write(self._topics[number], self._end_ns, spool.read(length))
+        self._count += 1
 
 
 def _frame_id(camera: str) -> str:

@@ -75,7 +75,7 @@ class BagSource:
             )
 
     def episodes(self) -> Sequence[Episode]:
-        """All episodes; they have to be read in their order, each to its end."""
+        """All episodes; they have to be read or skipped in their order, each to its end."""
         messages = self._messages()
         feed = _Feed(self._path, messages, self._pieces, self._index.streams)
         found, counts = [], dict[int, int]()
@@ -89,6 +89,7 @@ class BagSource:
                     int(piece.instants[0]),
                     len(piece.instants),
                     lambda piece=piece: self._samples(feed, piece),  # type: ignore[misc]
+                    lambda piece=piece: feed.skip(len(piece.instants)),  # type: ignore[misc]
                 )
             )
         return found
@@ -283,6 +284,11 @@ class _Feed:
             self._bytes -= self._waiting[name].drop(number, self._frame)
         self._frame += 1
         return found
+
+    def skip(self, frames: int) -> None:
+        """Passes over frames. Their messages are read, since a bag has no index of frames, but not decoded."""
+        for _ in range(frames):
+            self.next_frame()
 
     def _read_one(self, needs: Mapping[str, int]) -> None:
         message = next(self._messages, None)

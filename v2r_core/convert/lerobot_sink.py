@@ -9,48 +9,67 @@ from typing import Any
 
 import numpy as np
 
+from v2r_core.convert.journal import EpisodeJournal
+from v2r_core.convert.lerobot_episodes import EpisodeWriter
 from v2r_core.convert.parts import LABEL_FIELDS, ConvertError, Episode, LabelRow, Layout, Sample
 from v2r_core.convert.provenance import FILE, EpisodeOrigin, Provenance
 from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD, PROGRESS, RECORD, progress_schema
 from v2r_core.label.lerobot_tables import write_json
-from v2r_core.label.lerobot_writer import LeRobotWriter
 from v2r_core.label.partial import PartialFolder
 from v2r_core.video.lerobot_schema import Feature
 
+_PROGRESS = "v2r.progress"
 _REWARD = Feature(dtype="float32", shape=(1,))
 
 
 class LeRobotSink:
     """Writes a dataset: see `parts.Sink`. One frame waits, because `next.reward` is that of the frame after it."""
 
-    def __init__(self, out: Path, layout: Layout, force: bool) -> None:
+    def __init__(self, out: Path, layout: Layout, force: bool, journal: EpisodeJournal) -> None:
         """Begins the dataset.
 
         Args:
             out: its folder.
             layout: what frames have.
             force: replace `out` if it is there.
+            journal: in the folder of what is not complete; its packets and numbers need as much space as the dataset.
 
         Raises:
             FileExistsError: `out` is there, or another process is writing it.
             ConvertError: a feature cannot be written.
         """
-        self._layout = layout
+        self._layout, self._journal = layout, journal
         try:
-            self._writer = LeRobotWriter(out, layout.fps, _features(layout), force=force)
+            self._writer = EpisodeWriter(out, layout.fps, _features(layout), force=force)
         except ValueError as error:
             raise ConvertError(f"{out}: {error}") from error
         self._meta = PartialFolder(out, force).product / "meta"
         self._writer.__enter__()
+        journal.open()
         self._origins: list[EpisodeOrigin] = []
         self._episode: Episode | None = None
         self._waiting: dict[str, Any] | None = None
         self._progress: list[array[float]] = []
 
+    def place(self) -> tuple[int, ...]:
+        """See `parts.Sink`."""
+        return ()
+
+    def recall(self, episode: Episode) -> bool:
+        """See `parts.Sink`."""
+        folder = self._journal.episode(episode.key)
+        if folder is None:
+            return False
+        columns = self._writer.recall_episode(folder, episode.task)
+        self._progress.append(array("f", columns.get(_PROGRESS, np.empty(0)).ravel().tolist()))
+        self._note_origin(episode)
+        return True
+
     def begin(self, episode: Episode) -> None:
         """See `parts.Sink`."""
         self._episode, self._waiting = episode, None
         self._progress.append(array("f"))
+        self._writer.begin_episode(self._journal.begin(episode.key))
 
     def add(self, sample: Sample) -> None:
         """See `parts.Sink`."""
@@ -67,13 +86,15 @@ class LeRobotSink:
         assert self._episode is not None
         self._flush(float("nan"))  # no step begins at the last frame
         self._writer.save_episode(self._episode.task)
-        self._origins.append(EpisodeOrigin(name=self._episode.name, start_ns=self._episode.start_ns))
+        self._journal.end(self._episode.key)
+        self._note_origin(self._episode)
         self._episode = None
 
     def discard(self) -> None:
         """See `parts.Sink`."""
         if self._episode is not None:
             self._writer.discard_episode()
+            self._journal.discard(self._episode.key)
             self._episode = self._waiting = None
             self._progress.pop()
 
@@ -89,7 +110,12 @@ class LeRobotSink:
 
     def abort(self) -> None:
         """See `parts.Sink`."""
+        self._writer.discard_episode()
+        self._journal.tidy()
         self._writer.__exit__(None, None, None)
+
+    def _note_origin(self, episode: Episode) -> None:
+        self._origins.append(EpisodeOrigin(name=episode.name, start_ns=episode.start_ns))
 
     def _flush(self, next_reward: float) -> None:
         if self._waiting is not None:
@@ -126,5 +152,4 @@ def _features(layout: Layout) -> dict[str, Feature]:
 
 
 def _label_of(label: LabelRow) -> dict[str, Any]:
-    numbers = {f"v2r.{name}": np.float32(getattr(label, name)) for name in LABEL_FIELDS[:-1]}
-    return numbers | {"v2r.status": np.int64(label.status)}
+    return {f"v2r.{name}": np.dtype(LABELS[f"v2r.{name}"].dtype).type(getattr(label, name)) for name in LABEL_FIELDS}

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from v2r_core.convert.grid import summed
 from v2r_core.rewards.reward import RewardKind
 from v2r_core.video.resize import Frame
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 """Names that LeRobot's policies look for."""
+
+
+CameraNames = Literal["folders", "files"]
+"""What is named after the camera in a folder of videos: CAMERA/EPISODE.mp4, or EPISODE/CAMERA.mp4."""
 
 
 class ConvertError(ValueError):
@@ -53,7 +58,20 @@ class LabelHead:
     reward_kind: RewardKind
 
 
-LABEL_FIELDS = ("reward", "value", "progress", "uncertainty", "status")
+LABEL_FIELDS = (
+    "reward",
+    "raw_reward",
+    "value",
+    "progress",
+    "uncertainty",
+    "subgoal_index",
+    "subgoal_count",
+    "status",
+)
+NUMBER_FIELDS = ("reward", "raw_reward", "value", "progress", "uncertainty")
+"""Those that are no integers."""
+STEP_FIELDS = ("reward", "raw_reward")
+"""Those that are of a step, so that they add up where frames are left out."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +79,38 @@ class LabelRow:
     """The label of one frame: fields of v2r_msgs/Reward. NaN means "not available"."""
 
     reward: float
+    raw_reward: float
     value: float
     progress: float
     uncertainty: float
+    subgoal_index: int
+    subgoal_count: int
     status: int
 
 
 def label_row(values: NDArray[np.float64]) -> LabelRow:
-    """A label of its fields in the order of `LABEL_FIELDS`, (5,)."""
-    reward, value, progress, uncertainty, status = values.tolist()
-    return LabelRow(reward, value, progress, uncertainty, int(status))
+    """A label of its fields in the order of `LABEL_FIELDS`, (8,)."""
+    fields = dict(zip(LABEL_FIELDS, values.tolist(), strict=True))
+    return LabelRow(**{name: value if name in NUMBER_FIELDS else int(value) for name, value in fields.items()})
+
+
+def resampled(rows: NDArray[np.float64], at: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Labels, (N, 8), of the frames that remain of (T, 8); rewards are summed over the frames that do not.
+
+    Args:
+        rows: fields in the order of `LABEL_FIELDS`.
+        at: (N,) ascending numbers of the frames that remain.
+    """
+    found = rows[at].copy()
+    for column in map(LABEL_FIELDS.index, STEP_FIELDS):
+        found[:, column] = summed(rows[:, column], at)
+    return found
+
+
+def no_label(status: int) -> NDArray[np.float64]:
+    """The fields of a frame that has no label, (8,)."""
+    numbers = [float("nan") if name in NUMBER_FIELDS else 0.0 for name in LABEL_FIELDS[:-1]]
+    return np.array([*numbers, status], np.float64)
 
 
 @dataclass(frozen=True)
@@ -132,6 +172,8 @@ class Episode:
         start_ns: when it began, in nanoseconds since 1970; 0: not known.
         length: number of frames.
         samples: gives the frames, once; raises ValueError where one cannot be read.
+        skip: to be called instead of `samples` if nobody needs the frames.
+        key: name in the `EpisodeJournal`; whoever writes the episode gives it.
     """
 
     name: str
@@ -139,6 +181,8 @@ class Episode:
     start_ns: int
     length: int
     samples: Callable[[], Iterator[Sample]]
+    skip: Callable[[], None] = lambda: None
+    key: str = ""
 
 
 @dataclass
@@ -175,7 +219,18 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """A recording that is being written."""
+    """A recording that is being written.
+
+    Its episodes also go into a journal. What was finished there by a run that died is taken over instead of being
+    decoded and encoded again.
+    """
+
+    def place(self) -> tuple[int, ...]:
+        """What decides how the next recording is written besides that recording itself; empty: nothing, as for the
+        first one."""
+
+    def recall(self, episode: Episode) -> bool:
+        """Takes an episode from the journal; False: it is not there, begin it."""
 
     def begin(self, episode: Episode) -> None:
         """Starts an episode."""
@@ -193,7 +248,7 @@ class Sink(Protocol):
         """Makes the recording complete."""
 
     def abort(self) -> None:
-        """Closes the files of a recording that will never be complete."""
+        """Closes the files of a recording that will not be complete now; the journal stays if anything is in it."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +257,8 @@ class Wishes:
 
     Attributes:
         fps: frames a second; None: those of the first recording.
-        images: "TOPIC[=NAME]" of a bag, cameras of a dataset, or the name for the pictures of videos.
+        images: "TOPIC[=NAME]" of a bag, cameras of a dataset or of videos, or the name for the pictures of videos.
+        cameras: which videos are cameras of one episode; see `camera_videos.group_videos`. None: each is an episode.
         states: "TOPIC[=NAME]".
         actions: topics.
         features: "NAME=TOPIC:field.path".
@@ -217,6 +273,7 @@ class Wishes:
 
     fps: int | None = None
     images: tuple[str, ...] = ()
+    cameras: CameraNames | None = None
     states: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     features: tuple[str, ...] = ()

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2r_core.convert.bag_index import BagIndex
-from v2r_core.convert.grid import NONE, SECOND_NS, median_rate, newest_at, runs, sample_instants, summed
-from v2r_core.convert.parts import LABEL_FIELDS, LeftOut
+from v2r_core.convert.grid import NONE, SECOND_NS, median_rate, newest_at, runs, sample_instants
+from v2r_core.convert.parts import LABEL_FIELDS, LeftOut, no_label, resampled
 from v2r_core.convert.topics import Topics
 from v2r_core.deploy.stream import Status
 
@@ -28,7 +28,7 @@ class Piece:
         instants: (T,) nanoseconds.
         numbers: (T,) number of the message by stream; `NONE` where another stream has its joints, and it none yet.
         task: in words.
-        labels: (T, 5) float64, `LABEL_FIELDS`; None: the recording is not labelled.
+        labels: (T, 8) float64, `LABEL_FIELDS`; None: the recording is not labelled.
     """
 
     episode: int
@@ -120,7 +120,7 @@ class Planner:
         found = []
         for piece in pieces:
             numbers = {stream: _chosen(order[stream], at[stream][piece]) for stream in self._taken}
-            labels = _resampled(rows, at[labelled][piece]) if labelled is not None else None
+            labels = resampled(rows, at[labelled][piece]) if labelled is not None else None
             place = int(self._places[self._camera][numbers[self._camera][0]])
             found.append(Piece(number, instants[piece], numbers, self._text(place), labels))
         return found
@@ -201,10 +201,10 @@ class _Rewards:
         self._rows = np.stack([np.array(index.rewards[name], np.float64) for name in LABEL_FIELDS], axis=1)[order]
 
     def of(self, stamp: int, place: int) -> NDArray[np.float64]:
-        """The label of an image, (5,); of several with its stamp, which a restart makes, the first one after it."""
+        """The label of an image, (8,); of several with its stamp, which a restart makes, the first one after it."""
         first, last = np.searchsorted(self.stamps, stamp, side="left"), np.searchsorted(self.stamps, stamp, "right")
         if first == last:
-            return np.array([np.nan, np.nan, np.nan, np.nan, Status.STALE_IMAGE])  # the node had none for it
+            return no_label(Status.STALE_IMAGE)  # the node had none for it
         after = first + np.searchsorted(self._places[first:last], place)
         row: NDArray[np.float64] = self._rows[min(after, last - 1)]
         return row
@@ -214,11 +214,4 @@ def _chosen(values: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.int6
     """The values at some places, `NONE` for the place `NONE`."""
     found = np.full(len(at), NONE, np.int64)
     found[at != NONE] = values[at[at != NONE]]
-    return found
-
-
-def _resampled(rows: NDArray[np.float64], at: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Labels of the frames that remain; rewards are summed over the images that do not."""
-    found = rows[at].copy()
-    found[:, 0] = summed(rows[:, 0], at)
     return found

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from v2r_core.convert.journal import EpisodeJournal, episode_key, recording_key
 from v2r_core.convert.lerobot_sink import LeRobotSink
-from v2r_core.convert.parts import ConvertError, Layout, LeftOut, Sink, Source, Wishes
+from v2r_core.convert.parts import ConvertError, Episode, Layout, LeftOut, Sink, Source, Wishes
 from v2r_core.convert.sources import Item, Kind, find_items, overlaps
+from v2r_core.label.partial import PartialFolder
 from v2r_core.video.video import VideoError
 
 
@@ -48,6 +51,7 @@ class Converted:
         layout: what every frame has.
         episodes: that were written.
         frames: of these.
+        resumed: of the episodes, how many a run that died had finished.
         failed: why a recording, or the rest of it, was left out, by its name.
         left_out: what was left out of the others.
         tasks: episodes by their task.
@@ -59,6 +63,7 @@ class Converted:
     layout: Layout | None = None
     episodes: int = 0
     frames: int = 0
+    resumed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
     tasks: Counter[str] = field(default_factory=Counter)
@@ -70,6 +75,11 @@ def convert(task: ConvertTask, on_progress: Callable[[int, int], None] | None = 
 
     The result appears under its name when it is complete. A recording that cannot be read is left out, with the episode
     in which that came up; its episodes before that one stay.
+
+    Finished episodes also lie in a journal beside the result, `OUT.partial`, which a run that ends early leaves there.
+    One that is started again takes over those of recordings and wishes that are still the same, and comes to the same
+    end: datasets and bags bit for bit, videos frame for frame (where it looks ahead, libx264 itself does not always
+    give the same bytes). An episode in the middle begins anew: an encoder cannot be put into the state that it was in.
 
     Args:
         task: what and how.
@@ -100,6 +110,7 @@ class _Run:
 
     def __init__(self, task: ConvertTask, result: Converted, on_progress: Callable[[int, int], None] | None) -> None:
         self._task, self._result, self._on_progress = task, result, on_progress
+        self._journal = EpisodeJournal(PartialFolder(task.out, task.force).journal)
         self._sink: Sink | None = None
         self._done = 0
 
@@ -107,18 +118,24 @@ class _Run:
         """Writes the episodes of a recording, or says why not."""
         layout, before = self._result.layout, self._result.episodes
         wishes = self._task.wishes
+        fps = wishes.fps or (layout.fps if layout is not None else None)
+        key = self._key(item, fps)
         try:
-            source = item.open(wishes, wishes.fps or (layout.fps if layout is not None else None))
+            source = self._journal.recording(key) or item.open(wishes, fps)
             try:
-                self._write(source)
+                episodes = self._write(source, key)
             finally:
                 source.close()
             self._note(source.left_out)
+            self._journal.end_recording(key, source.layout, source.left_out, episodes)
         except (ConvertError, VideoError) as error:
-            if self._task.strict or self._result.recordings == 1:
-                raise
             if self._sink is not None:
                 self._sink.discard()
+            if self._task.strict or self._result.recordings == 1:
+                if self._sink is not None:
+                    # Nobody will need it: until something changes, this recording fails again.
+                    self._journal.forget(key)
+                raise
             written = self._result.episodes - before
             self._result.failed[item.name] = str(error) + (f"; {written} episodes before that stay" if written else "")
         self._done += 1
@@ -139,29 +156,46 @@ class _Run:
         return result
 
     def abort(self) -> None:
-        """Leaves nothing."""
+        """Leaves nothing but the journal."""
         if self._sink is not None:
             self._sink.abort()
 
-    def _write(self, source: Source) -> None:
+    def _key(self, item: Item, fps: int | None) -> str:
+        """All that decides what a recording becomes."""
+        task, place = self._task, self._sink.place() if self._sink is not None else ()
+        return recording_key(version("v2r_ros"), task.to, task.raw, item.looks(), asdict(task.wishes), fps, place)
+
+    def _write(self, source: Source, key: str) -> list[Episode]:
         result = self._result
         if result.layout is None:
-            self._sink = _make_sink(self._task, source.layout)
+            self._sink = _make_sink(self._task, source.layout, self._journal)
             result.layout = source.layout
         result.layout.check_same(source.layout)
         assert self._sink is not None
-        for episode in source.episodes():
-            self._sink.begin(episode)
-            frames = 0
-            for sample in episode.samples():
-                self._sink.add(sample)
-                frames += 1
-                if self._on_progress is not None:
-                    self._on_progress(result.frames + frames, self._done)
-            self._sink.end()
-            result.frames += frames
+        episodes = [replace(each, key=episode_key(key, place)) for place, each in enumerate(source.episodes())]
+        for episode in episodes:
+            if self._sink.recall(episode):
+                episode.skip()
+                result.resumed += 1
+            else:
+                self._write_one(self._sink, episode)
+            result.frames += episode.length
             result.episodes += 1
             result.tasks[episode.task] += 1
+            self._tell(0)
+        return episodes
+
+    def _write_one(self, sink: Sink, episode: Episode) -> None:
+        sink.begin(episode)
+        for place, sample in enumerate(episode.samples()):
+            sink.add(sample)
+            self._tell(place + 1)
+        sink.end()
+
+    def _tell(self, frames: int) -> None:
+        """Says how far it is: so many frames of an episode that is not finished."""
+        if self._on_progress is not None:
+            self._on_progress(self._result.frames + frames, self._done)
 
     def _note(self, left_out: LeftOut) -> None:
         total = self._result.left_out
@@ -170,14 +204,14 @@ class _Run:
         total.cuts += left_out.cuts
 
 
-def _make_sink(task: ConvertTask, layout: Layout) -> Sink:
+def _make_sink(task: ConvertTask, layout: Layout, journal: EpisodeJournal) -> Sink:
     # Each brings libraries of its own, which the others do not need.
     if task.to == "lerobot":
-        return LeRobotSink(task.out, layout, task.force)
+        return LeRobotSink(task.out, layout, task.force, journal)
     if task.to == "videos":
         from v2r_core.convert.videos_sink import VideosSink  # noqa: PLC0415
 
-        return VideosSink(task.out, replace(layout, vectors={}), task.force, {task.source})
+        return VideosSink(task.out, replace(layout, vectors={}), task.force, {task.source}, journal)
     from v2r_core.convert.bag_sink import BagSink  # noqa: PLC0415
 
-    return BagSink(task.out, layout, task.force, {task.source}, task.raw)
+    return BagSink(task.out, layout, task.force, {task.source}, task.raw, journal)

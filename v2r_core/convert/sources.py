@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from v2r_core.convert.camera_videos import CameraVideos, group_videos
 from v2r_core.convert.parts import ConvertError, Source, Wishes
-from v2r_core.label.set_writer import read_manifest, read_record
-from v2r_core.label.table import TableError, read_labels
-from v2r_core.label.video_sources import find_sources, is_bag, is_dataset, natural_key
+from v2r_core.label.set_writer import LABELS, SetRecord, read_manifest, read_record
+from v2r_core.label.table import Labels, TableError, read_labels
+from v2r_core.label.video_sources import FoundSources, find_sources, is_bag, is_dataset, measure, natural_key
 
 Kind = Literal["lerobot", "videos", "bag"]
 _OWN_FILES = (".mp4", ".json", ".jsonl", ".parquet")
@@ -23,10 +25,12 @@ class Item:
     Attributes:
         name: for people.
         open: opens it with wishes and a rate; None: its own rate.
+        looks: what tells it from an earlier state of it: names, sizes and times of its files.
     """
 
     name: str
     open: Callable[[Wishes, int | None], Source]
+    looks: Callable[[], object]
 
 
 def find_items(path: Path, wishes: Wishes) -> tuple[Kind, list[Item]]:
@@ -43,10 +47,12 @@ def find_items(path: Path, wishes: Wishes) -> tuple[Kind, list[Item]]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    kind, items = _find(path)
+    kind, items = _find(path, wishes)
     of_bags = ("states", "actions", "features", "reward_topic", "task_topic", "episode_topic", "gap", "max_age")
     if kind != "bag" and (wrong := [name for name in of_bags if getattr(wishes, name) not in ((), None)]):
         raise ConvertError(f"{path}: {', '.join(wrong)} are wishes for bags, and this is {kind}; leave them away")
+    if kind != "videos" and wishes.cameras is not None:
+        raise ConvertError(f"{path}: cameras={wishes.cameras} is for videos, and this is {kind}; leave it away")
     return kind, items
 
 
@@ -79,16 +85,12 @@ def overlaps(source: Path, out: Path, to: Kind, force: bool) -> None:
         raise FileExistsError(f"{out} exists and is no {to}, so it is not replaced; give another name")
 
 
-def _find(path: Path) -> tuple[Kind, list[Item]]:
+def _find(path: Path, wishes: Wishes) -> tuple[Kind, list[Item]]:
     if is_dataset(path):
         return "lerobot", _dataset(path)
     record = read_record(path) if path.is_dir() else None
     if record is not None:
-        done = [name for name, line in read_manifest(path).items() if line.state == "done"]
-        names = sorted(done, key=natural_key)
-        if record.kind == "bags":
-            return "bag", [_bag(path / name, name) for name in names]
-        return "videos", [_video(Path(record.root) / name, name, path / "labels" / f"{name}.parquet") for name in names]
+        return _labelled(path, record, wishes)
     if is_bag(path):
         return "bag", [_bag(path, path.name)]
     try:
@@ -103,7 +105,21 @@ def _find(path: Path) -> tuple[Kind, list[Item]]:
         )
     if bags:
         return "bag", [_bag(each.path, each.name) for each in bags]
+    if wishes.cameras is not None:
+        return "videos", _episodes(found, wishes, {})
     return "videos", [_video(each.path, each.name, None) for each in found.sources]
+
+
+def _labelled(path: Path, record: SetRecord, wishes: Wishes) -> tuple[Kind, list[Item]]:
+    """What `v2r label` has finished in a folder."""
+    done = [name for name, line in read_manifest(path).items() if line.state == "done"]
+    names = sorted(done, key=natural_key)
+    if record.kind == "bags":
+        return "bag", [_bag(path / name, name) for name in names]
+    root, tables = Path(record.root), {name: path / LABELS / f"{name}.parquet" for name in names}
+    if wishes.cameras is not None:
+        return "videos", _episodes(find_sources([root], path), wishes, tables)
+    return "videos", [_video(root / name, name, tables[name]) for name in names]
 
 
 def _bag(path: Path, name: str) -> Item:
@@ -112,28 +128,70 @@ def _bag(path: Path, name: str) -> Item:
 
         return BagSource(path, wishes, fps)
 
-    return Item(name, open_it)
+    return Item(name, open_it, lambda: _looks(path))
 
 
 def _video(path: Path, name: str, table: Path | None) -> Item:
     def open_it(wishes: Wishes, fps: int | None) -> Source:
         from v2r_core.convert.video_source import VideoSource  # noqa: PLC0415 (PyAV)
 
-        try:
-            labels = None if table is None else read_labels(table)
-            return VideoSource(path, name, labels, wishes, fps)
-        except (TableError, FileNotFoundError) as error:
-            raise ConvertError(str(error)) from error
+        return VideoSource(path, name, _labels(table), wishes, fps)
 
-    return Item(name, open_it)
+    return Item(name, open_it, lambda: _looks(path, table))
+
+
+def _episodes(found: FoundSources, wishes: Wishes, tables: Mapping[str, Path]) -> list[Item]:
+    """Videos of several cameras; labels are those of the first camera that has any."""
+    cameras, episodes = group_videos(found, wishes)
+    labelled = next((camera for camera in cameras if any(each.names.get(camera) in tables for each in episodes)), None)
+
+    def item(episode: CameraVideos) -> Item:
+        table = tables.get(episode.names.get(labelled, "")) if labelled is not None else None
+
+        def open_it(wishes: Wishes, fps: int | None) -> Source:
+            from v2r_core.convert.video_source import CamerasSource  # noqa: PLC0415 (PyAV)
+
+            return CamerasSource(episode.name, episode.complete(cameras), labelled, _labels(table), wishes, fps)
+
+        return Item(episode.name, open_it, lambda: (cameras, _looks(*episode.videos.values(), table)))
+
+    return [item(episode) for episode in episodes]
+
+
+def _labels(table: Path | None) -> Labels | None:
+    try:
+        return None if table is None else read_labels(table)
+    except (TableError, FileNotFoundError) as error:
+        raise ConvertError(str(error)) from error
 
 
 def _dataset(path: Path) -> list[Item]:
     from v2r_core.convert.video_source import DatasetEpisode, open_dataset  # noqa: PLC0415 (PyAV)
 
     dataset = open_dataset(path)
+    folder = dataset.folder
+    meta = _looks(*sorted(file for file in (path / "meta").rglob("*") if file.is_file()))
 
     def episode(number: int) -> Item:
-        return Item(f"{path.name}#{number}", lambda wishes, fps: DatasetEpisode(dataset, number, wishes, fps))
+        files = [folder.data_file(number)]
+        videos = [camera for camera in folder.cameras if folder.features[camera].dtype == "video"]
+        files += [folder.video_file(number, camera) for camera in videos]
+        return Item(
+            f"{path.name}#{number}",
+            lambda wishes, fps: DatasetEpisode(dataset, number, wishes, fps),
+            lambda: (number, meta, _looks(*files)),
+        )
 
-    return [episode(number) for number in range(dataset.folder.episodes)]
+    return [episode(number) for number in range(folder.episodes)]
+
+
+def _looks(*paths: Path | None) -> list[object]:
+    """Names, sizes and times of files and folders of files; one that has gone has only its name."""
+    found: list[object] = []
+    for path in paths:
+        if path is None:
+            continue
+        found.append(str(path.resolve()))
+        with suppress(OSError):
+            found.append(measure(path))
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from v2r_core.convert.grid import SECOND_NS, newest_at, sample_instants, summed
+from v2r_core.convert.grid import SECOND_NS, median_rate, newest_at, sample_instants
 from v2r_core.convert.parts import (
     IMAGES,
     LABEL_FIELDS,
@@ -24,8 +24,11 @@ from v2r_core.convert.parts import (
     Vector,
     Wishes,
     label_row,
+    no_label,
+    resampled,
 )
 from v2r_core.convert.provenance import read_starts
+from v2r_core.deploy.stream import Status
 from v2r_core.label.lerobot_copy import LABELS, NEXT_REWARD, RECORD
 from v2r_core.label.lerobot_writer import COUNTERS
 from v2r_core.label.table import Labels
@@ -36,16 +39,21 @@ from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video
 from v2r_core.video.video import Video
 
+_ALWAYS = ("reward", "value", "progress", "uncertainty", "status")
+"""Fields that every labelled dataset has; the others may be missing."""
+
 CAMERA = "camera"
 """What the pictures of a video are called where nothing else is wished for."""
 
 
 class _OneEpisode:
-    """Frames of one or several cameras with the same stamps: see `parts.Source`.
+    """Frames of one or several cameras: see `parts.Source`.
+
+    At each instant it has the newest picture of every camera, as long as all cameras last.
 
     Attributes:
         layout: what its frames have.
-        left_out: nothing: all of it is converted.
+        left_out: frames for which not all cameras last.
     """
 
     def __init__(self, name: str, videos: Mapping[str, Video], close: Callable[[], None]) -> None:
@@ -62,66 +70,124 @@ class _OneEpisode:
 
     def episodes(self) -> Sequence[Episode]:
         """The episode."""
-        stamps = np.rint(next(iter(self._videos.values())).stamps * SECOND_NS).astype(np.int64)
-        ascending = np.maximum.accumulate(stamps)
-        instants = sample_instants(ascending, self.layout.fps)
-        at = newest_at(ascending, instants)
-        return [Episode(self._name, self._task, self._start_ns, len(at), lambda: self._samples(at))]
+        stamps = {name: _nanoseconds(video) for name, video in self._videos.items()}
+        instants = sample_instants(next(iter(stamps.values())), self.layout.fps)
+        instants = self._while_all_last(instants, stamps)
+        at = {name: newest_at(each, instants) for name, each in stamps.items()}
+        return [Episode(self._name, self._task, self._start_ns, len(instants), lambda: self._samples(at))]
 
-    def _samples(self, at: NDArray[np.int64]) -> Iterator[Sample]:
-        labels = self._labels
+    def _while_all_last(
+        self, instants: NDArray[np.int64], stamps: Mapping[str, NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
+        """The instants at which every camera has a picture that is not older than its last one is shown."""
+        for name, each in stamps.items():
+            rate = median_rate(each)
+            shown = instants[-1] if np.isnan(rate) else each[-1] + round(SECOND_NS / rate)
+            inside = (instants >= each[0]) & (instants <= shown)
+            self.left_out.frames[f"before the begin or after the end of {name}"] += int((~inside).sum())
+            instants = instants[inside]
+            if not len(instants):
+                raise ConvertError(f"{self._name}: {name} and the cameras before it have no time in common")
+        return instants
+
+    def _samples(self, at: Mapping[str, NDArray[np.int64]]) -> Iterator[Sample]:
+        labels, first = self._labels, next(iter(at.values()))
         if labels is not None:
-            rewards = summed(labels[:, 0], at)
-            labels = labels[at]
-            labels[:, 0] = rewards
+            labelled = at[self.layout.head.camera] if self.layout.head is not None else first
+            labels = resampled(labels, labelled)
         with ExitStack() as stack:
-            frames = {name: stack.enter_context(_held(video)) for name, video in self._videos.items()}
-            newest: dict[str, Frame] = {}
-            read = -1
-            for place, number in enumerate(at):
-                while read < number:
-                    newest = {name: next(each) for name, each in frames.items()}
-                    read += 1
+            frames = {name: _Newest(stack.enter_context(_held(video))) for name, video in self._videos.items()}
+            for place, number in enumerate(first):
+                newest = {name: each.at(at[name][place]) for name, each in frames.items()}
                 vectors = {name: values[number] for name, values in self._columns.items()}
                 yield Sample(newest, vectors, None if labels is None else label_row(labels[place]))
+
+
+class _Newest:
+    """Frames of a video by their numbers, which never descend."""
+
+    def __init__(self, frames: Iterator[Frame]) -> None:
+        self._frames, self._read = frames, -1
+        self._frame: Frame | None = None
+
+    def at(self, number: int) -> Frame:
+        while self._frame is None or self._read < number:
+            self._frame = next(self._frames)
+            self._read += 1
+        return self._frame
+
+
+def _nanoseconds(video: Video) -> NDArray[np.int64]:
+    """(N,) stamps of the frames from 0, never descending."""
+    stamps = np.rint((video.stamps - video.stamps[0]) * SECOND_NS).astype(np.int64)
+    found: NDArray[np.int64] = np.maximum.accumulate(stamps)
+    return found
 
 
 def _held(video: Video) -> closing[Any]:
     return closing(iter(video))
 
 
-class VideoSource(_OneEpisode):
-    """One video, labelled or not, as an episode."""
+class CamerasSource(_OneEpisode):
+    """Videos of one or several cameras, labelled or not, as an episode. Their times count from their own beginnings."""
+
+    def __init__(
+        self,
+        name: str,
+        videos: Mapping[str, Path],
+        labelled: str | None,
+        labels: Labels | None,
+        wishes: Wishes,
+        fps: int | None,
+    ) -> None:
+        """Opens them.
+
+        Args:
+            name: for people.
+            videos: what `open_video` takes, by camera; the first one has the clock.
+            labelled: the camera that has labels.
+            labels: one row a frame of it.
+            wishes: the task.
+            fps: frames a second; None: those of the first camera.
+
+        Raises:
+            VideoError: one cannot be read.
+            ConvertError: the rate is not known, or there are not as many labels as frames.
+        """
+        stack = ExitStack()
+        super().__init__(name, {}, stack.close)
+        try:
+            opened = {IMAGES + camera: stack.enter_context(open_video(path)) for camera, path in videos.items()}
+            self._videos = opened
+            head = None
+            if labels is not None:
+                camera = f"{IMAGES}{labelled}"
+                head, self._labels = _head_of(labels, camera), _rows_of(labels)
+                _check_length(name, len(opened[camera]), len(labels))
+            sizes = {camera: video[0].shape for camera, video in opened.items()}
+            rate = fps or own_rate(name, next(iter(opened.values())).fps)
+            self.layout = Layout(rate, {camera: (shape[0], shape[1]) for camera, shape in sizes.items()}, {}, head)
+            self._task = wishes.task or ""
+        except BaseException:
+            stack.close()
+            raise
+
+
+class VideoSource(CamerasSource):
+    """One video as an episode."""
 
     def __init__(self, path: Path, name: str, labels: Labels | None, wishes: Wishes, fps: int | None) -> None:
-        """Opens it.
+        """Opens it; see `CamerasSource`.
 
         Args:
             path: what `open_video` takes.
             name: for people.
             labels: one row a frame.
-            wishes: what to call it.
+            wishes: what to call it, and the task.
             fps: frames a second; None: its own.
-
-        Raises:
-            VideoError: it cannot be read.
-            ConvertError: its rate is not known, or there are not as many labels as frames.
         """
-        video = open_video(path)
-        super().__init__(name, {}, video.close)
-        try:
-            camera = IMAGES + (wishes.images[0] if wishes.images else CAMERA).removeprefix(IMAGES)
-            self._videos = {camera: video}
-            height, width = video[0].shape[:2]
-            head = None
-            if labels is not None:
-                head, self._labels = _head_of(labels, camera), _rows_of(labels)
-                _check_length(name, len(video), len(labels))
-            self.layout = Layout(fps or own_rate(name, video.fps), {camera: (height, width)}, {}, head)
-            self._task = wishes.task or ""
-        except BaseException:
-            video.close()
-            raise
+        camera = (wishes.images[0] if wishes.images else CAMERA).removeprefix(IMAGES)
+        super().__init__(name, {camera: path}, camera, labels, wishes, fps)
 
 
 @dataclass(frozen=True)
@@ -178,8 +244,7 @@ class DatasetEpisode(_OneEpisode):
                 name: folder.column(number, name).astype(np.float32).reshape(length, -1) for name in vectors
             }
             if head is not None and head.camera in self._videos:
-                columns = [folder.column(number, f"v2r.{name}").reshape(length) for name in LABEL_FIELDS]
-                self._labels = np.stack([column.astype(np.float64) for column in columns], axis=1)
+                self._labels = _dataset_rows(folder, number)
             else:
                 head = None
             sizes = {name: _size(folder.features[name].shape) for name in self._videos}
@@ -236,13 +301,23 @@ def _vectors(folder: LeRobotFolder, labelled: bool) -> dict[str, Vector]:
 
 
 def _dataset_head(folder: LeRobotFolder) -> LabelHead | None:
-    if not (folder.path / RECORD).is_file() or any(f"v2r.{name}" not in folder.features for name in LABEL_FIELDS):
+    if not (folder.path / RECORD).is_file() or any(f"v2r.{name}" not in folder.features for name in _ALWAYS):
         return None
     try:
         head = read_head(folder.path)
     except NotLabelledError as error:
         raise ConvertError(str(error)) from error
     return LabelHead(head.camera, head.model, head.model_sha256, head.reward, head.reward_kind)
+
+
+def _dataset_rows(folder: LeRobotFolder, number: int) -> NDArray[np.float64]:
+    """The labels of an episode of T frames, (T, 8)."""
+    length = folder.length(number)
+    rows = np.tile(no_label(Status.OK), (length, 1))
+    for place, name in enumerate(LABEL_FIELDS):
+        if f"v2r.{name}" in folder.features:
+            rows[:, place] = folder.column(number, f"v2r.{name}").reshape(length)
+    return rows
 
 
 def _head_of(labels: Labels, camera: str) -> LabelHead:

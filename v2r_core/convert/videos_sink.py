@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import av
 import numpy as np
 from av.container import OutputContainer
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
-from v2r_core.convert.parts import IMAGES, Episode, LabelHead, LabelRow, Layout, Sample
+from v2r_core.convert.journal import EpisodeJournal
+from v2r_core.convert.parts import IMAGES, LABEL_FIELDS, Episode, LabelHead, LabelRow, Layout, Sample
 from v2r_core.label.partial import PartialFolder
 from v2r_core.label.set_writer import LABELS, MANIFEST, ManifestLine, SetRecord
 from v2r_core.label.table import LabelOrigin, Labels, write_labels
@@ -22,12 +26,13 @@ _ENCODING = {"crf": "18", "preset": "veryfast"}
 """Options of libx264; of what is converted as little as possible is to be lost."""
 VIDEOS = "videos"
 """Where the videos are in a labelled folder; an unlabelled one is the videos."""
+_ROWS = "labels.npy"
 
 
 class VideosSink:
     """Writes a folder of videos: see `parts.Sink`. Episode 3 of `observation.images.top` is top/episode_000003.mp4."""
 
-    def __init__(self, out: Path, layout: Layout, force: bool, sources: set[Path]) -> None:
+    def __init__(self, out: Path, layout: Layout, force: bool, sources: set[Path], journal: EpisodeJournal) -> None:
         """Begins the folder.
 
         Args:
@@ -35,13 +40,15 @@ class VideosSink:
             layout: what frames have; only pictures and labels go into it.
             force: replace `out` if it is there.
             sources: what must not be replaced.
+            journal: in the folder of what is not complete.
 
         Raises:
             FileExistsError: `out` is there, or another process is writing it.
         """
-        self._out, self._layout = out.absolute(), layout
+        self._out, self._layout, self._journal = out.absolute(), layout, journal
         self._partial = PartialFolder(out, force, sources)
         self._partial.__enter__()
+        journal.open()
         self._root = self._partial.product / VIDEOS if layout.head else self._partial.product
         self._root.mkdir(parents=True)
         self._count = 0
@@ -49,11 +56,24 @@ class VideosSink:
         self._episode: Episode | None = None
         self._labels: list[LabelRow] = []
 
+    def place(self) -> tuple[int, ...]:
+        """See `parts.Sink`."""
+        return ()
+
+    def recall(self, episode: Episode) -> bool:
+        """See `parts.Sink`."""
+        folder = self._journal.episode(episode.key)
+        if folder is None:
+            return False
+        self._take_over(folder)
+        return True
+
     def begin(self, episode: Episode) -> None:
         """See `parts.Sink`."""
         self._episode, self._labels = episode, []
-        for camera in self._layout.cameras:
-            self._open[camera] = _Mp4(self._root / self._name(camera), self._layout.fps)
+        folder = self._journal.begin(episode.key)
+        for number, camera in enumerate(self._layout.cameras):
+            self._open[camera] = _Mp4(_video_file(folder, number), self._layout.fps)
 
     def add(self, sample: Sample) -> None:
         """See `parts.Sink`."""
@@ -64,18 +84,20 @@ class VideosSink:
 
     def end(self) -> None:
         """See `parts.Sink`."""
+        assert self._episode is not None
         for video in self._open.values():
             video.close()
-        self._open = {}
-        if self._layout.head is not None:
-            self._write_labels(self._layout.head)
-        self._count += 1
-        self._episode = None
+        rows = [[getattr(row, field) for field in LABEL_FIELDS] for row in self._labels]
+        np.save(self._journal.begun(self._episode.key) / _ROWS, np.array(rows, np.float64))
+        self._take_over(self._journal.end(self._episode.key))
+        self._open, self._episode = {}, None
 
     def discard(self) -> None:
         """See `parts.Sink`."""
         for video in self._open.values():
             video.abort()
+        if self._episode is not None:
+            self._journal.discard(self._episode.key)
         self._open, self._episode = {}, None
 
     def finish(self) -> None:
@@ -97,20 +119,30 @@ class VideosSink:
     def abort(self) -> None:
         """See `parts.Sink`."""
         self.discard()
+        self._journal.tidy()
         self._partial.__exit__(None, None, None)
 
     def _name(self, camera: str) -> str:
         return f"{camera.removeprefix(IMAGES)}/episode_{self._count:06d}.mp4"
 
-    def _write_labels(self, head: LabelHead) -> None:
-        assert self._episode is not None
+    def _take_over(self, folder: Path) -> None:
+        """Gives the files of an episode in the journal, which stay there too, their final names."""
+        for number, camera in enumerate(self._layout.cameras):
+            path = self._root / self._name(camera)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _link(_video_file(folder, number), path)
+        if self._layout.head is not None:
+            self._write_labels(self._layout.head, np.load(folder / _ROWS, allow_pickle=False))
+        self._count += 1
+
+    def _write_labels(self, head: LabelHead, rows: NDArray[np.float64]) -> None:
         name = self._name(head.camera)
-        columns = {field: np.array([getattr(row, field) for row in self._labels]) for field in LabelRow.__annotations__}
-        length = len(self._labels)
+        columns = dict(zip(LABEL_FIELDS, rows.T, strict=True))
+        length = len(rows)
         status = columns.pop("status").astype(np.int64)
-        none = np.zeros(length, np.int64)
-        # What is not kept in between is not available; the subgoals are not, either.
-        curve = RewardCurve(raw_reward=np.full(length, np.nan), subgoal_index=none, subgoal_count=none, **columns)
+        for counter in ("subgoal_index", "subgoal_count"):
+            columns[counter] = columns[counter].astype(np.int64)
+        curve = RewardCurve(**columns)
         origin = LabelOrigin(
             source=str(self._out / VIDEOS / name),
             name=name,
@@ -132,12 +164,23 @@ class VideosSink:
             file.write(line.model_dump_json() + "\n")
 
 
+def _video_file(folder: Path, number: int) -> Path:
+    return folder / f"camera_{number}.mp4"
+
+
+def _link(path: Path, name: Path) -> None:
+    """Another name for a file; a copy where the file system has no second names."""
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
+
+
 class _Mp4:
     """H.264 in an mp4, written as frames come."""
 
     def __init__(self, path: Path, fps: int) -> None:
         self._path, self._fps = path, fps
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._container: OutputContainer = av.open(
             str(path), "w", format="mp4", options={"movflags": "faststart", "fflags": "bitexact"}
         )

@@ -2,40 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from v2r_core.deploy.cameras import PLACEHOLDER
 from v2r_core.deploy.stream import Scorer
 from v2r_core.rewards.executions import MARGIN, widened
 from v2r_core.rewards.goal import Goal, goal_name, load_goal
 from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video
-from v2r_core.video.video import IMAGE_SUFFIXES
+from v2r_core.video.video import IMAGE_SUFFIXES, Video
 
 GOAL_SUFFIX = ".safetensors"
 
 
-def read_goal(scorer: Scorer, path: str | Path) -> Goal:
-    """The goal that a file holds, for a scorer of one camera.
+class Together:
+    """Videos of several cameras as one video of views; as long as the shortest."""
+
+    def __init__(self, videos: Sequence[Video]) -> None:
+        """`videos` are those of the cameras in their order, of the same moments."""
+        self._videos = videos
+
+    def __len__(self) -> int:
+        return min(len(video) for video in self._videos)
+
+    def __iter__(self) -> Iterator[tuple[Frame, ...]]:
+        return zip(*self._videos, strict=False)
+
+
+def read_goal(scorer: Scorer, path: str | Path, cameras: Sequence[str] = ("",)) -> Goal:
+    """The goal that a file holds, or one file of each camera.
 
     Args:
         scorer: embeds frames.
-        path: what `Goal.save` wrote, an image, or whatever `open_video` opens.
+        path: what `Goal.save` wrote, an image, or whatever `open_video` opens; images and videos of several cameras
+            have `{camera}` where the camera's name belongs.
+        cameras: names of the scorer's cameras.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: neither goal, image nor video.
+        ValueError: neither goal, image nor video, or not one for each camera.
     """
     file = Path(path).expanduser()
     if file.suffix.lower() == GOAL_SUFFIX:
         return load_goal(file)
+    if len(cameras) > 1:
+        return _goal_of_cameras(scorer, camera_files(path, cameras))
     if is_image(file):
         return scorer.goal_from_frames([read_goal_image(file)], goal_name(file.name))
     with open_video(path) as demonstration:
         return scorer.goal_from_video(demonstration, goal_name(demonstration.name))
+
+
+def camera_files(path: str | Path, cameras: Sequence[str]) -> list[str]:
+    """The file of a goal for each camera, see `read_goal`; a saved goal is one for all.
+
+    Raises:
+        ValueError: several cameras and no `{camera}` in the name.
+    """
+    text = str(path)
+    if len(cameras) < 2 or Path(text).suffix.lower() == GOAL_SUFFIX:
+        return [text]
+    if PLACEHOLDER not in text:
+        raise ValueError(
+            f"{text} is one file for {len(cameras)} cameras; write {PLACEHOLDER} where the camera's name belongs "
+            f"({', '.join(cameras)})"
+        )
+    return [text.replace(PLACEHOLDER, camera) for camera in cameras]
+
+
+def _goal_of_cameras(scorer: Scorer, paths: Sequence[str]) -> Goal:
+    files = [Path(path).expanduser() for path in paths]
+    images = [is_image(file) for file in files]
+    if any(images) and not all(images):
+        raise ValueError(f"{files[0].name}: an image for one camera and a video for another; give the same of each")
+    if images[0]:
+        view = tuple(read_goal_image(file) for file in files)
+        return scorer.goal_from_frames([view], goal_name(files[0].name))
+    with ExitStack() as stack:
+        videos = [stack.enter_context(open_video(path)) for path in paths]
+        return scorer.goal_from_video(Together(videos), goal_name(videos[0].name))
 
 
 def with_executions(scorer: Scorer, goal: Goal, executions: Sequence[str | Path], margin: float = MARGIN) -> Goal:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from v2r_core.deploy.cameras import UnpairedError
 from v2r_core.deploy.pacing import LATEST, RESTART_NS, Pacer
 from v2r_core.deploy.stream import NoGoalError, Scorer, Status
 from v2r_core.rewards.goal import Goal
@@ -24,10 +25,6 @@ MAX_GAP = 1.0
 UNSTAMPED = "the image has stamp 0: latency is unknown and the policy cannot match it; fix the camera driver"
 FLOATS = ("reward", "raw_reward", "value", "progress", "success_probability", "uncertainty", "inference_ms")
 """Fields of v2r_msgs/Reward that are NaN where a number is not available."""
-
-
-class UnpairedError(RuntimeError):
-    """One of several cameras is silent or too far behind."""
 
 
 FAILURES: dict[type[Exception], Status] = {

@@ -102,7 +102,7 @@ class Scorer:
         paced: bool = False,
         through: Callable[[str, Network], Network] | None = None,
     ) -> None:
-        """Loads encoder and, where the bundle has one, goal.
+        """Loads encoder and, where the bundle has one for so many cameras, goal.
 
         Args:
             bundle: a checked bundle.
@@ -148,7 +148,9 @@ class Scorer:
         self.goal: Goal | None = None
         self._newest: NDArray[np.float32] | None = None
         if bundle.manifest.goal and self.reward_name != "pixel":
-            self.set_goal(load_goal(bundle.path / bundle.manifest.goal))
+            own_goal = load_goal(bundle.path / bundle.manifest.goal)
+            if own_goal.milestones.shape[1] == cameras:
+                self.set_goal(own_goal)
 
     def prepare(self, frame: Frame) -> Frame:
         """Resizes one frame, uint8 (H, W, 3), to what the encoder takes, uint8 (S, S, 3)."""

@@ -10,10 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import socket
+import sys
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -22,7 +27,7 @@ from numpy.typing import NDArray
 from v2r_core.label.outcome import Outcome
 from v2r_core.label.table import Labels
 from v2r_core.label.video_labeller import LabellerOptions, VideoLabeller, VideoTask
-from v2r_core.label.workers import Done, attempt, describe
+from v2r_core.label.workers import Done, attempt, depend_on_parent, describe, interrupts_held, portable
 
 MOST_BLOCKS = 4096
 """What goes to an actor at once is one video, until there are more than so many: each block costs the driver memory."""
@@ -33,6 +38,7 @@ _STORE_BYTES = 256 << 20
 """Object store of a Ray that is started here; nothing large ever lies in it."""
 
 _REACH_S = 10.0
+_SPAWN = get_context("spawn")
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -45,6 +51,10 @@ def label_on_ray(
     An actor that dies is started again by Ray, and the video that was lost with it is tried again, `TRIES` times in
     all: the loss of a node costs nothing, and a video that kills its worker only itself.
 
+    Ray runs in a process of its own, unless this one has a Ray already. An interrupt (Ctrl-C) that comes in the middle
+    of its calls is swallowed by some of them, and others crash when their Ray is shut down under them; that process
+    and what it starts hear of none, and are killed.
+
     Args:
         tasks: which videos; paths are the same on every node.
         options: the model, under a path that every node has.
@@ -56,6 +66,66 @@ def label_on_ray(
     """
     if not tasks:
         return
+    if find_spec("ray") is None:
+        raise RuntimeError("--ray needs Ray Data, which is not installed; pip install -e '.[cluster]'")
+    there = sys.modules.get("ray")
+    if there is not None and there.is_initialized():
+        yield from _label(tasks, options, actors, address)
+        return
+    connection, other = _SPAWN.Pipe(duplex=False)
+    process = _SPAWN.Process(target=_drive, args=(other, tasks, options, actors, address), daemon=True)
+    try:
+        try:
+            with interrupts_held():
+                process.start()
+        finally:
+            # Only while nobody else has this end does reading from the other one tell that the process has died.
+            other.close()
+        yield from _heard(connection)
+    finally:
+        # A cluster forgets whoever has gone; on this machine it goes with all that it has started.
+        if process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
+        connection.close()
+
+
+def _heard(connection: Connection) -> Iterator[Outcome]:
+    """What the process that has the Ray says, until it has said all."""
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError("the process that talks to Ray has died; start the same command again") from error
+        if isinstance(message, BaseException):
+            raise message
+        if message is None:
+            return
+        yield message
+
+
+def _drive(
+    connection: Connection, tasks: Sequence[VideoTask], options: LabellerOptions, actors: int, address: str
+) -> None:
+    """The life of the process that has the Ray: an outcome a task; None when all is done, or why it cannot be."""
+    depend_on_parent()
+    # A group of its own, with the processes of its Ray: a terminal does not interrupt it, and it can be killed as one.
+    os.setsid()
+    try:
+        for outcome in _label(tasks, options, actors, address):
+            connection.send(outcome)
+    except Exception as problem:  # the parent raises it
+        connection.send(portable(problem))
+        return
+    connection.send(None)
+
+
+def _label(
+    tasks: Sequence[VideoTask], options: LabellerOptions, actors: int, address: str
+) -> Generator[Outcome, None, None]:
+    """See `label_on_ray`; in this process."""
     with _connected(address) as resources:
         kind = "GPU" if resources.get("GPU", 0) >= 1 else "CPU"
         there = int(resources.get(kind, 0))

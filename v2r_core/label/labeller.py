@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2r_core.deploy.ahead import groups
+from v2r_core.deploy.cameras import component_fields
 from v2r_core.deploy.description import reward_info_fields
 from v2r_core.deploy.judging import StreamJudge
 from v2r_core.deploy.stream import DEFAULT_BATCH, Scorer, Status, flat
 from v2r_core.label.goals import LAST, GoalPlan, GoalReader, GoalTable, OneGoal, OwnEnds
 from v2r_core.label.messages import Header, Messages
+from v2r_core.rewards.camera_progress import CameraProgress
 from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_name, thinned_frames
 from v2r_core.rewards.reward import RewardSample
 from v2r_core.rewards.uvd import decompose
@@ -32,16 +35,16 @@ class RecordedImage:
     Attributes:
         recorded_ns: when it was recorded.
         header: its header.
-        frame: prepared for the encoder, uint8 (S, S, 3); None if it cannot be used.
-        problem: why it cannot be used.
-        size: height and width before it was prepared; (0, 0) if it cannot be used.
+        view: prepared for the encoder, one frame of each camera, uint8 (C, S, S, 3); None if they cannot be used.
+        problem: why they cannot, as the live node's error; None if they can.
+        size: height and width before it was prepared; (0, 0) if it cannot be read.
         begins: whether it is the first one of an episode other than the first.
     """
 
     recorded_ns: int
     header: Header
-    frame: Frame | None
-    problem: str
+    view: Frame | None
+    problem: Exception | None
     size: tuple[int, int]
     begins: bool
 
@@ -53,10 +56,12 @@ class Label:
     Attributes:
         info: a serialised v2r_msgs/RewardInfo that comes before the reward; None: what was said still holds.
         reward: a serialised v2r_msgs/Reward; None: the image had no turn, see `StreamJudge.due`.
+        progress: a serialised std_msgs/Float64 for each camera, if that was asked for; they come behind the reward.
     """
 
     info: bytes | None
     reward: bytes | None
+    progress: tuple[bytes, ...] = ()
 
 
 @dataclass
@@ -69,7 +74,7 @@ class LabelCounts:
         episodes: begun so far.
         statuses: number of labels of each status.
         problems: for each status the first problem, in words.
-        sizes: height and width of images, in the order in which they came up first.
+        sizes: height and width of the first camera's images, in the order in which they came up first.
     """
 
     images: int = 0
@@ -88,23 +93,32 @@ class Labeller:
     """
 
     def __init__(
-        self, scorer: Scorer, plan: GoalPlan, messages: Messages, name: str, start_ns: int, scratch: Path
+        self,
+        scorer: Scorer,
+        plan: GoalPlan,
+        messages: Messages,
+        name: str,
+        start_ns: int,
+        scratch: Path,
+        cameras: Sequence[str] = ("",),
     ) -> None:
         """Prepares to label one recording.
 
         Args:
             scorer: paced; has the goal if there is one for all episodes.
             plan: the goals of the episodes.
-            messages: serialises labels.
+            messages: serialises labels, and knows whether the progress of every camera is one.
             name: of the recording, for the names of its episodes' own goals.
             start_ns: when the recording begins.
             scratch: folder for temporary files: an episode that is its own goal is kept until its end is known.
+            cameras: names of the scorer's cameras.
         """
         self.counts = LabelCounts()
         self._scorer, self._plan, self._messages = scorer, plan, messages
-        self._name, self._scratch = name, scratch
+        self._name, self._scratch, self._cameras = name, scratch, tuple(cameras)
         self._judge = StreamJudge(scorer)
-        self._goals = GoalReader(scorer)
+        self._goals = GoalReader(scorer, self._cameras)
+        self._progress: tuple[Goal, CameraProgress] | None = None
         self._start_ns = self._info_ns = start_ns
         self._pending: bytes | None = None
 
@@ -158,10 +172,10 @@ class Labeller:
             yield self._answer(image, embedding) if turn else self._leave_out()
 
     def _encode(self, images: Sequence[RecordedImage]) -> Iterator[NDArray[np.float32] | None]:
-        """Embeddings, (1, D), of the usable ones among the images, None for the others."""
-        frames = [image.frame[None] for image in images if image.frame is not None]
-        embeddings = iter(self._scorer.encode(frames) if frames else ())
-        return iter([None if image.frame is None else next(embeddings) for image in images])
+        """Embeddings, (C, D), of the usable ones among the images, None for the others."""
+        views = [image.view for image in images if image.view is not None]
+        embeddings = iter(self._scorer.encode(views) if views else ())
+        return iter([None if image.view is None else next(embeddings) for image in images])
 
     def _begin_episode(self, moment_ns: int) -> None:
         self._info_ns = moment_ns
@@ -181,7 +195,7 @@ class Labeller:
 
     def _say(self, source: str) -> None:
         """Has the next label begin with a description of what stands behind it."""
-        fields = reward_info_fields(self._scorer, source, scale=1.0, clip=0.0)
+        fields = reward_info_fields(self._scorer, source, scale=1.0, clip=0.0, cameras=self._cameras)
         self._pending = self._messages.info(self._info_ns, fields)
 
     def _leave_out(self) -> Label:
@@ -191,7 +205,7 @@ class Labeller:
     def _answer(self, image: RecordedImage, embedding: NDArray[np.float32] | None) -> Label:
         def step() -> tuple[RewardSample, Status]:
             if embedding is None:
-                raise ImageError(image.problem)
+                raise image.problem or ImageError("the image cannot be used")
             return self._scorer.step_encoded(embedding)
 
         judged = self._judge.judge(image.header.stamp_ns, image.recorded_ns, step)
@@ -204,7 +218,19 @@ class Labeller:
         if any(image.size) and image.size not in counts.sizes:
             counts.sizes.append(image.size)
         info, self._pending = self._pending, None
-        return Label(info, self._messages.reward(image.header, judged.fields(self._scorer.goal)))
+        components = component_fields(self._scorer, self._cameras, judged.sample)
+        reward = self._messages.reward(image.header, judged.fields(self._scorer.goal) | components)
+        return Label(info, reward, self._camera_progress(judged.sample, embedding))
+
+    def _camera_progress(self, sample: RewardSample | None, embedding: NDArray[np.float32] | None) -> tuple[bytes, ...]:
+        if not self._messages.progress_topics:
+            return ()
+        goal, found = self._scorer.goal, np.full(len(self._cameras), np.nan, np.float32)
+        if goal is not None and sample is not None and embedding is not None:
+            if self._progress is None or self._progress[0] is not goal:
+                self._progress = goal, CameraProgress(goal, subgoals=self._scorer.reward_name == "uvd")
+            found = self._progress[1].of(embedding, sample.subgoal_index)
+        return tuple(self._messages.number(float(each)) for each in found)
 
 
 class _StoredEpisode:
@@ -214,7 +240,8 @@ class _StoredEpisode:
         self._file = file
         self._images: list[tuple[RecordedImage, bool]] = []
         self._demonstration: list[int] = []
-        self._rows = self._dim = self._newest_ns = 0
+        self._rows = self._newest_ns = 0
+        self._shape: tuple[int, ...] = (1, 0)
 
     def clear(self) -> None:
         """Forgets all images, for a new episode."""
@@ -226,14 +253,14 @@ class _StoredEpisode:
 
     def add(self, image: RecordedImage, embedding: NDArray[np.float32] | None) -> None:
         """Keeps an image without its pixels."""
-        self._images.append((replace(image, frame=None), embedding is not None))
+        self._images.append((replace(image, view=None), embedding is not None))
         if embedding is None:
             return
         stamp = image.header.stamp_ns
         if np.isfinite(embedding).all() and (not stamp or stamp > self._newest_ns):
             self._demonstration.append(self._rows)
             self._newest_ns = stamp
-        self._dim = embedding.size
+        self._shape = embedding.shape
         self._file.write(np.ascontiguousarray(embedding, np.float32).data)
         self._rows += 1
 
@@ -256,5 +283,6 @@ class _StoredEpisode:
             row += usable
 
     def _row(self, number: int) -> NDArray[np.float32]:
-        self._file.seek(number * self._dim * 4)
-        return np.frombuffer(self._file.read(self._dim * 4), np.float32)[None]
+        size = math.prod(self._shape) * 4
+        self._file.seek(number * size)
+        return np.frombuffer(self._file.read(size), np.float32).reshape(self._shape)

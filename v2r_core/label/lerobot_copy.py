@@ -33,9 +33,12 @@ NEXT_REWARD = "next.reward"
 
 LABELS = {
     "v2r.reward": Feature(dtype="float32", shape=(1,)),
+    "v2r.raw_reward": Feature(dtype="float32", shape=(1,)),
     "v2r.value": Feature(dtype="float32", shape=(1,)),
     "v2r.progress": Feature(dtype="float32", shape=(1,)),
     "v2r.uncertainty": Feature(dtype="float32", shape=(1,)),
+    "v2r.subgoal_index": Feature(dtype="int64", shape=(1,)),
+    "v2r.subgoal_count": Feature(dtype="int64", shape=(1,)),
     "v2r.status": Feature(dtype="int64", shape=(1,)),
 }
 """What every frame gets."""
@@ -57,9 +60,12 @@ def label_columns(labels: Labels) -> Columns:
     reward = curve.reward.astype(np.float32)
     return {
         "v2r.reward": reward,
+        "v2r.raw_reward": curve.raw_reward.astype(np.float32),
         "v2r.value": curve.value.astype(np.float32),
         "v2r.progress": curve.progress.astype(np.float32),
         "v2r.uncertainty": curve.uncertainty.astype(np.float32),
+        "v2r.subgoal_index": curve.subgoal_index.astype(np.int64),
+        "v2r.subgoal_count": curve.subgoal_count.astype(np.int64),
         "v2r.status": labels.status.astype(np.int64),
         # No step begins at the last frame.
         NEXT_REWARD: np.append(reward[1:], np.float32(np.nan)),
@@ -70,6 +76,7 @@ def no_labels(length: int, status: Status) -> Columns:
     """The columns of an episode that has no labels."""
     nothing = np.full(length, np.nan, np.float32)
     columns: dict[str, NDArray[Any]] = dict.fromkeys((*LABELS, NEXT_REWARD), nothing)
+    columns |= dict.fromkeys(("v2r.subgoal_index", "v2r.subgoal_count"), np.zeros(length, np.int64))
     return columns | {"v2r.status": np.full(length, int(status), np.int64)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from v2r_core import ASSETS
 REWARD = "v2r_msgs/msg/Reward"
 REWARD_INFO = "v2r_msgs/msg/RewardInfo"
 EPISODE = "v2r_msgs/msg/Episode"
+NUMBER = "std_msgs/msg/Float64"
 SECOND_NS = 1_000_000_000
 
 _NAMESPACE = re.compile(r"(/[A-Za-z_][A-Za-z0-9_]*)+")
@@ -44,13 +45,15 @@ class Messages:
         types: knows the types of Jazzy and those of v2r_msgs.
         reward_topic: where rewards go.
         info_topic: where the description of the rewards goes.
+        progress_topics: where the progress of each camera goes; empty: nowhere.
     """
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, progress_of: Sequence[str] = ()) -> None:
         """Names the topics.
 
         Args:
             namespace: what a live node would be called, e.g. "/reward_node".
+            progress_of: names of the cameras that have a topic for their progress.
 
         Raises:
             ValueError: that cannot be the name of a node.
@@ -60,22 +63,29 @@ class Messages:
         self.types = label_types()
         self.reward_topic = f"{namespace}/reward"
         self.info_topic = f"{namespace}/info"
+        self.progress_topics = tuple(f"{namespace}/progress/{camera}" for camera in progress_of)
 
     def reward(self, header: Header, fields: Mapping[str, Any]) -> bytes:
         """A v2r_msgs/Reward; what only a live node can measure (latency, drops, time of inference) is left out.
 
         Args:
             header: of the image.
-            fields: see `Judged.fields`.
+            fields: see `Judged.fields` and `component_fields`.
         """
         # What a live node measures is that of its machine and hour; two runs over one bag give the same labels.
         blank = {
             "latency": self._type("builtin_interfaces/msg/Duration")(0, 0),
             "dropped_frames": 0,
             "component_names": [],
-            "component_values": np.empty(0, np.float32),
+            "component_values": [],
         }
-        return self._serialise(REWARD, {"header": self._header(header), **blank, **fields})
+        complete = {"header": self._header(header), **blank, **fields}
+        complete["component_values"] = np.asarray(complete["component_values"], np.float32)
+        return self._serialise(REWARD, complete)
+
+    def number(self, value: float) -> bytes:
+        """A std_msgs/Float64."""
+        return self._serialise(NUMBER, {"data": value})
 
     def info(self, stamp_ns: int, fields: Mapping[str, Any]) -> bytes:
         """A v2r_msgs/RewardInfo.

@@ -10,7 +10,7 @@ import errno
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,15 +24,16 @@ from v2r_core.deploy.ahead import ahead
 from v2r_core.deploy.bundle import Bundle
 from v2r_core.deploy.judging import MAX_STAMP_FUTURE
 from v2r_core.deploy.stream import Scorer
+from v2r_core.label.bag_task import BagTask, make_scorer
 from v2r_core.label.bag_writer import BagFormat, BagWriter, bag_format
+from v2r_core.label.cameras import Camera, Viewer
 from v2r_core.label.episodes import EpisodeCutter, mark_topic
 from v2r_core.label.goals import plan_goals
 from v2r_core.label.journal import AnswerJournal
 from v2r_core.label.labeller import Label, LabelCounts, Labeller, RecordedImage
-from v2r_core.label.messages import REWARD, REWARD_INFO, SECOND_NS, Header, Messages, label_qos, read_header
+from v2r_core.label.messages import NUMBER, REWARD, REWARD_INFO, SECOND_NS, Header, Messages, label_qos, read_header
 from v2r_core.label.partial import PartialFolder
-from v2r_core.video.bag import choose_connections, image_frame, open_bag
-from v2r_core.video.pixels import ImageError
+from v2r_core.video.bag import choose_connections, open_bag
 from v2r_core.video.video import VideoError
 
 LABELS_AHEAD = 1 << 16
@@ -42,44 +43,19 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
-class BagTask:
-    """What is to be labelled, and how.
-
-    Attributes:
-        bag: folder of a rosbag2, or one of its files.
-        out: the labelled bag.
-        image_topic: of sensor_msgs/Image or CompressedImage; None: the only one.
-        goal: see `plan_goals`.
-        episode_topic: see `mark_topic`.
-        gap: see `EpisodeCutter`.
-        namespace: of the topics of the labels.
-        force: replace `out` if it is there.
-    """
-
-    bag: Path
-    out: Path
-    image_topic: str | None = None
-    goal: str | None = None
-    episode_topic: str | None = None
-    gap: float | None = None
-    namespace: str = "/reward_node"
-    force: bool = False
-
-
-@dataclass(frozen=True)
 class LabelledBag:
     """What came of it.
 
     Attributes:
         counts: the labels.
-        topic: of the images.
+        topics: of the images, that of the camera that sets the pace first.
         messages: messages of the original that were copied.
         resumed: answers of networks that an interrupted run had got already, and all that were needed.
         scorer: what scored.
     """
 
     counts: LabelCounts
-    topic: str
+    topics: tuple[str, ...]
     messages: int
     resumed: tuple[int, int]
     scorer: Scorer
@@ -91,6 +67,7 @@ def label_bag(
     reward: str | None = None,
     threads: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
+    providers: Sequence[str] = ("auto",),
 ) -> LabelledBag:
     """Writes a copy of a bag with a reward behind every image.
 
@@ -103,23 +80,27 @@ def label_bag(
         reward: see `Scorer`.
         threads: CPU threads of the encoder.
         on_progress: called with (images labelled, images in all).
+        providers: see `choose_providers`.
 
     Raises:
-        VideoError: the bag cannot be read, or has no such images; the message says what there is.
+        VideoError: the bag cannot be read, has no such images (the message says what there is), or a camera has none at
+            the times of the first one's.
         FileExistsError: `out` is there already, or another run is at work on it.
         ValueError: goal, episodes or namespace cannot be used.
         OSError: the disk is full, or a file cannot be read or written.
     """
-    messages = Messages(task.namespace)
+    cameras = task.cameras()
+    names = [camera.name for camera in cameras]
+    messages = Messages(task.namespace, names if task.camera_progress else ())
     _check_replaceable(task)
     with closing(open_bag(task.bag)) as reader:
-        source = _Source(task, reader, messages)
+        source = _Source(task, cameras, reader, messages)
         with PartialFolder(task.out, task.force, {task.bag}) as partial, _disk_errors(task.out):
-            with AnswerJournal(partial.journal, bundle.sha256) as journal:
-                scorer = Scorer(bundle, reward, threads=threads, paced=True, through=journal.wrap)
+            with AnswerJournal(partial.journal, " ".join((bundle.sha256, *providers))) as journal:
+                scorer = make_scorer(task, bundle, reward, threads, providers, journal.wrap)
                 scorer.set_shape(1.0, None)
-                plan = plan_goals(scorer, task.goal)
-                labeller = Labeller(scorer, plan, messages, task.bag.name, source.start_ns, partial.folder)
+                plan = plan_goals(scorer, task.goal, names)
+                labeller = Labeller(scorer, plan, messages, task.bag.name, source.start_ns, partial.folder, names)
                 writer = BagWriter(partial.product, source.format, reader.connections)
                 with _Copy(source, reader, writer) as copy, closing(ahead(source.images(scorer))) as images:
                     for label in labeller.label(images):
@@ -128,29 +109,31 @@ def label_bag(
                             on_progress(labeller.counts.images, source.image_count)
             partial.finish()
     resumed = (journal.replayed, journal.replayed + journal.asked)
-    return LabelledBag(labeller.counts, source.topic, copy.messages, resumed, scorer)
+    return LabelledBag(labeller.counts, source.topics, copy.messages, resumed, scorer)
 
 
 class _Source:
     """The original.
 
     Attributes:
-        topic: of the images.
+        topics: of the images, that of the camera that sets the pace first.
         image_count: image messages, as the bag's index has them.
         start_ns: when its first message was recorded.
         format: how it is stored.
         messages: serialises labels, and knows their topics.
     """
 
-    def __init__(self, task: BagTask, reader: Reader, messages: Messages) -> None:
-        chosen = choose_connections(task.bag, reader.connections, task.image_topic)
+    def __init__(self, task: BagTask, cameras: tuple[Camera, ...], reader: Reader, messages: Messages) -> None:
+        chosen = [choose_connections(task.bag, reader.connections, camera.topic) for camera in cameras]
         self._path, self._gap = task.bag, task.gap
-        self.topic = chosen[0].topic
-        self.image_count = sum(connection.msgcount for connection in chosen)
+        self._cameras, self._max_skew = cameras, task.max_camera_skew
+        self.topics = tuple(connections[0].topic for connections in chosen)
+        self.image_count = sum(connection.msgcount for connection in chosen[0])
         self.format: BagFormat = bag_format(task.bag)
         self.messages = messages
         self._marks = mark_topic(reader.connections, task.episode_topic)
-        taken = {messages.reward_topic, messages.info_topic} & {each.topic for each in reader.connections}
+        own = {messages.reward_topic, messages.info_topic, *messages.progress_topics}
+        taken = own & {each.topic for each in reader.connections}
         if taken:
             raise ValueError(f"{task.bag} has {', '.join(sorted(taken))} already; choose another --namespace")
         self.start_ns = next((time for _, time, _ in self.read(reader)), 0)
@@ -170,32 +153,43 @@ class _Source:
             ) from error
 
     def images(self, scorer: Scorer) -> Iterator[RecordedImage]:
-        """All images, read with a reader of its own."""
+        """All images of the first camera with what the others saw then, read with a reader of its own.
+
+        As for a live node, the newest image of another camera is the last one that was recorded by then. Images that
+        were recorded at the same time, as `v2r convert` writes them, came together, whatever their order.
+        """
         cutter = EpisodeCutter(self._gap)
+        viewer = Viewer(scorer, self._cameras, self._max_skew)
+        numbers = {topic: number for number, topic in enumerate(self.topics)}
+        waiting: tuple[str, int, bytes] | None = None  # image of the first camera whose time has not passed
         with closing(open_bag(self._path)) as reader:
             for connection, time_ns, data in self.read(reader):
-                if connection.topic == self.topic:
-                    yield _image(scorer, cutter, connection.msgtype, time_ns, data)
-                elif connection.topic == self._marks:
+                camera = numbers.get(connection.topic)
+                marks = connection.topic == self._marks and camera != 0
+                if waiting is not None and (camera == 0 or marks or time_ns != waiting[1]):
+                    yield _image(viewer, cutter, *waiting)
+                    waiting = None
+                if camera == 0:
+                    waiting = connection.msgtype, time_ns, data
+                elif camera is not None:
+                    viewer.hear(camera, connection.msgtype, data)
+                if marks:
                     cutter.mark()
+            if waiting is not None:
+                yield _image(viewer, cutter, *waiting)
+        viewer.check_all_paired()
 
 
-def _image(scorer: Scorer, cutter: EpisodeCutter, msgtype: str, time_ns: int, data: bytes) -> RecordedImage:
-    header = Header(0, "")
-    frame, size, problem, begins = None, (0, 0), "", False
+def _image(viewer: Viewer, cutter: EpisodeCutter, msgtype: str, time_ns: int, data: bytes) -> RecordedImage:
     try:
         header = read_header(data)
-        pixels = image_frame(data, msgtype)
-        size = (pixels.shape[0], pixels.shape[1])
-        frame = scorer.prepare(pixels)
-    except ImageError as error:
-        problem = str(error)
-    except Exception as error:  # a damaged message makes the deserialiser raise errors of many types
-        problem = f"no {msgtype}: {error}"
+    except ValueError:
+        header = Header(0, "")
+    view, begins = viewer.view(header, msgtype, data), False
     # An image that will be refused decides nothing.
-    if frame is not None and header.stamp_ns <= time_ns + MAX_STAMP_FUTURE * SECOND_NS:
+    if view.frames is not None and header.stamp_ns <= time_ns + MAX_STAMP_FUTURE * SECOND_NS:
         begins = cutter.begins(header.stamp_ns or time_ns)
-    return RecordedImage(time_ns, header, frame, problem, size, begins)
+    return RecordedImage(time_ns, header, view.frames, view.problem, view.size, begins)
 
 
 class _StoppedError(Exception):
@@ -221,6 +215,8 @@ class _Copy:
         names = self._source.messages
         self._writer.add_topic(names.info_topic, REWARD_INFO, names.types, label_qos(latched=True))
         self._writer.add_topic(names.reward_topic, REWARD, names.types, label_qos(latched=False))
+        for topic in names.progress_topics:
+            self._writer.add_topic(topic, NUMBER, names.types, label_qos(latched=False))
         self._thread.start()
         return self
 
@@ -259,18 +255,18 @@ class _Copy:
             self._writer.abort()
 
     def _copy(self) -> None:
-        names = self._source.messages
+        names, topic = self._source.messages, self._source.topics[0]
         label = self._take()
         if label is None or label.info is None:
-            raise VideoError(f"{self._source.topic}: no message on this topic; record it again")
+            raise VideoError(f"{topic}: no message on this topic; record it again")
         # Whoever plays the bag knows from its start what the rewards will mean.
         self._writer.add(names.info_topic, self._source.start_ns, label.info)
         label = replace(label, info=None)
-        changed = VideoError(f"{self._source.topic}: images come and go; do not write to a bag while it is read")
+        changed = VideoError(f"{topic}: images come and go; do not write to a bag while it is read")
         for connection, time_ns, data in self._source.read(self._reader):
             self._writer.copy(connection, time_ns, data)
             self.messages += 1
-            if connection.topic != self._source.topic:
+            if connection.topic != topic:
                 continue
             if label is None:
                 raise changed
@@ -278,6 +274,8 @@ class _Copy:
                 self._writer.add(names.info_topic, time_ns, label.info)
             if label.reward is not None:
                 self._writer.add(names.reward_topic, time_ns, label.reward)
+            for progress_topic, progress in zip(names.progress_topics, label.progress, strict=False):
+                self._writer.add(progress_topic, time_ns, progress)
             label = self._take()
         if label is not None:
             raise changed

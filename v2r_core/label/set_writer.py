@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from v2r_core.deploy.folder import Strict
 from v2r_core.deploy.stream import Status
 from v2r_core.label.complete import complete, remove_halves
-from v2r_core.label.video_sources import SET_FILE, VideoSource
+from v2r_core.label.video_sources import SET_FILE, FoundSources, VideoSource, find_sources
 from v2r_core.rewards.reward import RewardKind
 
 MANIFEST, LABELS, OVERLAYS = "manifest.jsonl", "labels", "overlays"
@@ -223,6 +223,15 @@ def shared_root(out: Path, sources: Sequence[Path]) -> Path | None:
         return None
     paths = (Path(os.path.normpath(path.expanduser().absolute())) for path in sources)
     return Path(there.root) if all(path.is_relative_to(there.root) for path in paths) else None
+
+
+def find_shared(sources: Sequence[Path], out: Path) -> FoundSources:
+    """Finds what there is to label into a folder, under the root of what it holds already if that is shared.
+
+    Raises:
+        FileNotFoundError, ValueError: see `find_sources` and `read_record`.
+    """
+    return find_sources(sources, out, shared_root(out, sources))
 
 
 class SetWriter:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.own_end import score_towards_own_end
+from v2r_core.deploy.own_goal import read_goal_pictures
 from v2r_core.deploy.stream import Scorer, Status, VideoScore
 from v2r_core.label.complete import complete
 from v2r_core.label.goals import BUNDLE, LAST, GoalReader
@@ -134,7 +135,9 @@ class VideoLabeller:
         targets: list[Frame] = []
         if towards.goal is not None and towards.source == LAST:
             targets = subgoal_pictures(video, towards.goal)
-        elif towards.goal is not None and towards.source != BUNDLE:
+        elif towards.goal is not None and towards.source == BUNDLE:
+            targets = read_goal_pictures(self._scorer.bundle.path, towards.goal)
+        elif towards.goal is not None:
             targets = goal_pictures(towards.source, towards.goal)
         names = [Status(number).name.lower() for number in scored.status]
         with complete(path) as half:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def find_sources(paths: Sequence[Path], skip: Path, root: Path | None = None) ->
 
     A path is a video, or a folder that is searched to its last corner. In such a folder these are videos:
         * every video file;
-        * a rosbag2, which has to have a single topic with images;
+        * a rosbag2, which has to have a single topic with images; files of bags in a folder without metadata.yaml are
+          bags of their own, since nothing says that they belong together;
         * a folder with images that has neither videos nor folders in it. Images beside videos are taken for pictures
           of them and left out.
     Hidden entries, `skip`, folders that `v2r label` wrote (labelled videos, and copies that are not complete) and
@@ -114,10 +115,8 @@ def measure(path: Path) -> tuple[int, int]:
 
 
 def is_bag(path: Path) -> bool:
-    """Whether it is a rosbag2: a folder, or one of its files."""
-    if path.is_file():
-        return path.suffix.lower() in BAG_SUFFIXES
-    return path.is_dir() and _has_bag(_entries(path))
+    """Whether it is a rosbag2: its folder, or one of its files."""
+    return _is_bag_file(path) if path.is_file() else (path / _BAG_FILE).is_file()
 
 
 def is_dataset(path: Path) -> bool:
@@ -159,12 +158,12 @@ def _entries(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
-def _has_bag(entries: Iterable[Path]) -> bool:
-    return any(entry.name == _BAG_FILE or (entry.suffix in BAG_SUFFIXES and entry.is_file()) for entry in entries)
+def _is_bag_file(path: Path) -> bool:
+    return path.suffix.lower() in BAG_SUFFIXES
 
 
 def _is_image_folder(entries: Sequence[Path]) -> bool:
-    if any(entry.is_dir() or entry.suffix.lower() in VIDEO_SUFFIXES for entry in entries):
+    if any(entry.is_dir() or entry.suffix.lower() in (*VIDEO_SUFFIXES, *BAG_SUFFIXES) for entry in entries):
         return False
     return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries)
 
@@ -188,7 +187,7 @@ class _Search:
         except OSError as error:
             self._left_out[_printable(folder)] = error.strerror or str(error)
             return
-        if _has_bag(entries):
+        if (folder / _BAG_FILE).is_file():
             yield folder, True
         elif _is_image_folder(entries):
             yield folder, False
@@ -198,5 +197,5 @@ class _Search:
             for entry in entries:
                 if entry.is_dir():
                     yield from self.folder(entry)
-                elif entry.suffix.lower() in VIDEO_SUFFIXES:
-                    yield entry, False
+                elif _is_bag_file(entry) or entry.suffix.lower() in VIDEO_SUFFIXES:
+                    yield entry, _is_bag_file(entry)

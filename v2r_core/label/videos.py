@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from v2r_core.deploy.bundle import Bundle, load_bundle
+from v2r_core.deploy.cameras import PLACEHOLDER
 from v2r_core.deploy.stream import Status
 from v2r_core.label.goals import BUNDLE, LAST
 from v2r_core.label.outcome import Outcome
 from v2r_core.label.pool import label_all
-from v2r_core.label.set_writer import LabelledSet, Looks, ManifestLine, SetRecord, SetWriter, shared_root, work_off
+from v2r_core.label.set_writer import LabelledSet, Looks, ManifestLine, SetRecord, SetWriter, find_shared, work_off
 from v2r_core.label.table import need_tables, write_labels
 from v2r_core.label.video_goals import VideoGoals, goal_file, plan_video_goals
 from v2r_core.label.video_labeller import LabellerOptions, VideoTask
-from v2r_core.label.video_sources import VideoSource, find_sources, measure
+from v2r_core.label.video_sources import FoundSources, VideoSource, measure
 from v2r_core.label.workers import describe
 from v2r_core.video.video import mean_rate
 
@@ -63,6 +64,7 @@ def label_videos(
     workers: int = 0,
     ray: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    found: FoundSources | None = None,
 ) -> LabelledVideos:
     """Labels videos, each as one episode.
 
@@ -77,6 +79,7 @@ def label_videos(
         workers: see `label_all`.
         ray: see `label_all`.
         on_progress: called with (videos done, videos in all).
+        found: what `find_shared` has found of the sources for `out`; None: it is looked for.
 
     Raises:
         FileNotFoundError: no such video, folder or goal.
@@ -88,7 +91,7 @@ def label_videos(
     need_tables()
     bundle = load_bundle(options.model)
     options = LabellerOptions(bundle.path.resolve(), options.reward, options.threads, options.providers)
-    found = find_sources(task.sources, task.out, shared_root(task.out, task.sources))
+    found = found or find_shared(task.sources, task.out)
     record = set_record("videos", found.root, bundle, options.reward)
     _check_goal(bundle, record, task.goal)
     goals = plan_video_goals(task.goal)
@@ -127,13 +130,14 @@ def label_key(record: SetRecord, goal: str, *choices: str) -> str:
 
     Args:
         record: has model and reward.
-        goal: where the goal comes from; a file or folder that changes makes another key.
+        goal: where the goal comes from; a file or folder that changes makes another key. Files of several cameras are
+            for the caller to look at.
         choices: what else matters.
 
     Raises:
         OSError: the goal has gone.
     """
-    file = None if goal in (BUNDLE, LAST, "") else goal_file(goal)
+    file = None if goal in (BUNDLE, LAST, "") or PLACEHOLDER in goal else goal_file(goal)
     parts = [record.model_sha256, record.reward, goal, measure(file) if file is not None else None, *choices]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -114,7 +114,7 @@ class _Worker:
         self._began = 0.0
         self._process: SpawnProcess = context.Process(target=_serve, args=(make, other), daemon=True)
         try:
-            with _interrupts_held():
+            with interrupts_held():
                 self._process.start()
         finally:
             # Only while nobody else has this end does reading from the other one tell that the process has died.
@@ -199,13 +199,11 @@ class _Crew(Generic[TaskT, ResultT]):
 
 def _serve(make: Callable[[], Callable[[TaskT], ResultT]], connection: Connection) -> None:
     """The life of a worker: says None when it is ready, or why it will never be; then one `Done` a task."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    depend_on_parent()
     try:
         run = make()
     except Exception as problem:  # the parent raises it
-        connection.send(_portable(problem))
+        connection.send(portable(problem))
         return
     connection.send(None)
     while True:
@@ -216,6 +214,13 @@ def _serve(make: Callable[[], Callable[[TaskT], ResultT]], connection: Connectio
         connection.send(attempt(run, number, task))
 
 
+def depend_on_parent() -> None:
+    """Leaves interrupts (Ctrl-C) to the parent of this process, and ends with it; for one that was just spawned."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _end_with_parent() -> None:
     """A worker in the middle of a long task would not notice that nobody waits for it any more."""
     parent = parent_process()
@@ -224,7 +229,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _portable(problem: Exception) -> Exception:
+def portable(problem: Exception) -> Exception:
     """The exception if it can be sent to another process, else what it says."""
     try:
         sent: object = pickle.loads(pickle.dumps(problem))  # noqa: S301 (what this process has just written)
@@ -234,7 +239,7 @@ def _portable(problem: Exception) -> Exception:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """An interrupt waits meanwhile; a process that is started inherits this until it has made up its mind."""
     # Its first start would let interrupts through again.
     resource_tracker.ensure_running()

@@ -63,14 +63,18 @@ def lerobot_set(path: Path) -> LabelledSet:
         def column(name: str) -> NDArray[np.float64]:
             return np.asarray(folder.column(place, name), np.float64).reshape(folder.length(place))
 
-        blank = np.full(folder.length(place), np.nan)
+        def known(name: str, otherwise: float) -> NDArray[np.float64]:
+            """A feature that not every labelled dataset has."""
+            there = _name(name) in folder.features
+            return column(_name(name)) if there else np.full(folder.length(place), otherwise)
+
         curve = RewardCurve(
             reward=column(_name("reward")),
-            raw_reward=blank,
+            raw_reward=known("raw_reward", np.nan),
             value=column(_name("value")),
             progress=column(_name("progress")),
-            subgoal_index=np.zeros(len(blank), np.int64),
-            subgoal_count=np.zeros(len(blank), np.int64),
+            subgoal_index=known("subgoal_index", 0).astype(np.int64),
+            subgoal_count=known("subgoal_count", 0).astype(np.int64),
             uncertainty=column(_name("uncertainty")),
         )
         origin = LabelOrigin(

@@ -216,6 +216,28 @@ def adapt_goal(goal: Goal, cameras: CameraRule, subgoals: bool) -> Goal:
     return replace(adapted, uncertainty_threshold=goal.uncertainty_threshold) if same else adapted
 
 
+def camera_goal(goal: Goal, camera: int) -> Goal:
+    """The same goal as one camera alone has it, calibrated on what that camera saw of the demonstration.
+
+    Args:
+        goal: of C cameras, with a demonstration.
+        camera: which of them, in [0, C).
+
+    Raises:
+        ValueError: it has no demonstration, so there is nothing to calibrate on.
+    """
+    if not goal.has_demonstration:
+        raise ValueError(f"goal {goal.name!r} has no demonstration; make it of a video instead of images")
+    return _calibrate(
+        goal.name,
+        goal.demonstration[:, [camera]],
+        numbers=goal.demonstration_frames,
+        milestones=goal.milestones[:, [camera]],
+        milestone_frames=goal.milestone_frames,
+        cameras="mean",
+    )
+
+
 def _calibrate(
     name: str,
     demonstration: NDArray[np.float32],

@@ -114,6 +114,7 @@ class PixelEnv(gymnasium.Env[Frame, NDArray[np.float32]]):
         name: as `make_env` got it.
         simulation: the task in its simulator; `simulation.env` is the simulator's own environment.
         dt: seconds of one `step`, repeats included; NaN where the simulator does not say.
+        focal_length: of the camera, in pixels of the frames; NaN where it is not known.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's)
@@ -131,6 +132,7 @@ class PixelEnv(gymnasium.Env[Frame, NDArray[np.float32]]):
         """See `make_env`. `make` makes the same again; `horizon` is None where the simulator keeps count itself."""
         self.name, self.simulation = name, simulation
         self.dt = simulation.dt * action_repeat
+        self.focal_length = simulation.focal_length * size
         self._size, self._repeat, self._horizon, self._make = Preprocess(size), action_repeat, horizon, make
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1, 1, simulation.low.shape, np.float32)

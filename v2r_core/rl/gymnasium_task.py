@@ -7,6 +7,7 @@ gymnasium-robotics is found without further ado (FrankaKitchen, Fetch, Adroit); 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -37,7 +38,10 @@ class GymnasiumTask:
     Attributes:
         env: the environment, Gymnasium's wrappers included.
         low, high, dt, limit: see `Simulation`.
+        focal_length: NaN; Gymnasium does not say what it looks through.
     """
+
+    focal_length = math.nan
 
     def __init__(self, name: str, horizon: int | None, options: Mapping[str, Any]) -> None:
         """Makes the environment.

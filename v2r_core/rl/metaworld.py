@@ -132,6 +132,11 @@ class MetaWorldTask:
         """What the camera sees now: uint8 RGB (size, size, 3)."""
         return self._camera.picture(self.env.data)
 
+    @property
+    def focal_length(self) -> float:
+        """Of the camera, in heights of the picture."""
+        return self._camera.focal_length
+
     def close(self) -> None:
         """Frees the OpenGL context."""
         self._camera.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import math
 import os
 import sys
 import weakref
@@ -74,11 +75,29 @@ class Camera:
         picture: Frame = self._renderer.render()
         return picture
 
+    @property
+    def focal_length(self) -> float:
+        """In heights of the picture; NaN where the camera is no pinhole that looks through its middle."""
+        fovy = self._model.vis.global_.fovy
+        if isinstance(self._view, int):
+            if _is_no_pinhole(self._model, self._view):
+                return math.nan
+            fovy = self._model.cam_fovy[self._view]
+        elif self._model.vis.global_.orthographic:
+            return math.nan
+        return float(0.5 / math.tan(math.radians(fovy) / 2))
+
     def close(self) -> None:
         """Frees the OpenGL context. The next picture would make a new one."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+
+def _is_no_pinhole(model: mujoco.MjModel, camera: int) -> bool:
+    """Whether a camera of the model is orthographic, or has a sensor of its own in place of a field of view."""
+    kinds = model.cam_orthographic if hasattr(model, "cam_orthographic") else model.cam_projection  # from MuJoCo 3.4 on
+    return bool(kinds[camera] or model.cam_sensorsize[camera].any())
 
 
 def _close(camera: weakref.ref[Camera]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,9 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2r_core.rl.replay_files import (
-    FRAMES,
     JOURNAL,
-    STEPS,
     Episode,
     Journal,
     Layout,
@@ -38,6 +35,7 @@ from v2r_core.rl.replay_files import (
     open_layout,
     write_at,
 )
+from v2r_core.rl.replay_rows import Rows
 from v2r_core.rl.transitions import Batch, draw_start, nstep_return, stored_discount
 
 __all__ = [
@@ -75,19 +73,17 @@ class ReplayStore:
         self.folder = Path(folder)
         self.read_only = read_only
         self.layout, self.capacity_rows = open_layout(self.folder, layout, capacity_bytes, read_only)
-        self._files: dict[str, int] = {}
-        self._maps: dict[str, NDArray[Any]] = {}
         self._current: int | None = None
         self._written = 0
-        for name in (JOURNAL, STEPS, FRAMES):
-            flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
-            self._files[name] = open_file(self.folder / name, flags)
+        flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
+        self._journal: int | None = open_file(self.folder / JOURNAL, flags)
+        self._rows = Rows(self.folder, self.layout, self.capacity_rows, flags)
         if not read_only:
-            self._lock()
+            self._lock(self._journal)
         journal = Journal.read(self.folder / JOURNAL, self.capacity_rows)
         self._journal_bytes = journal.bytes
         if not read_only:
-            os.ftruncate(self._files[JOURNAL], journal.bytes)
+            os.ftruncate(self._journal, journal.bytes)
         self._next = journal.next
         self._number = journal.number
         skipped = list(journal.broken)
@@ -175,8 +171,7 @@ class ReplayStore:
             raise ValueError(f"notes {bad} are not finite; leave out what is not known")
         episode = Episode(self._number, self._current, self._written, known)
         try:
-            for name in (STEPS, FRAMES):
-                os.fsync(self._files[name])
+            self._rows.sync()
         except OSError as error:
             raise self._failed(error) from error
         self._note({"episode": episode.number, "first": episode.first, "rows": episode.rows, "notes": episode.notes})
@@ -190,7 +185,7 @@ class ReplayStore:
         if self._current is None:
             return
         self._current = None
-        self._trim()
+        self._rows.cut(self._next)
 
     def rewind(self, number: int) -> None:
         """Takes back the episodes from this number on, as if they had never been recorded.
@@ -213,7 +208,7 @@ class ReplayStore:
         self.episodes = [episode for episode in self.episodes if episode.number < number]
         self._number = number
         self._next = self.episodes[-1].first + self.episodes[-1].rows if self.episodes else 0
-        self._trim()
+        self._rows.cut(self._next)
         self._index()
 
     def sample(self, batch: int, rng: np.random.Generator, *, nstep: int, gamma: float, stack: int) -> Batch:
@@ -252,10 +247,10 @@ class ReplayStore:
         before = np.maximum((start - 1)[:, None] + window, 0) + first[:, None]
         after = np.maximum((start + nstep - 1)[:, None] + window, 0) + first[:, None]
         rows = (first + start)[:, None] + np.arange(nstep)
-        steps = self._maps[STEPS][rows % self.capacity_rows]
+        steps = self._rows.steps(rows)
         reward, discount = nstep_return(steps["reward"], steps["discount"], gamma)
         action = np.ascontiguousarray(steps["action"][:, 0])
-        return Batch(self._frames(before), action, reward, discount, self._frames(after))
+        return Batch(self._rows.frames(before), action, reward, discount, self._rows.frames(after))
 
     def read(self, episode: Episode) -> tuple[NDArray[Any], NDArray[np.void]]:
         """All of an episode.
@@ -268,14 +263,15 @@ class ReplayStore:
             reset's.
         """
         rows = episode.first + np.arange(episode.rows)
-        return self._frames(rows), self._maps[STEPS][rows % self.capacity_rows]
+        return self._rows.frames(rows), self._rows.steps(rows)
 
     def close(self) -> None:
         """Closes the files; an episode in progress is forgotten."""
-        self._maps.clear()
+        self._rows.close()
         self._current = None
-        for name in list(self._files):
-            os.close(self._files.pop(name))
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
 
     def __enter__(self) -> Self:
         return self
@@ -285,25 +281,12 @@ class ReplayStore:
     ) -> None:
         self.close()
 
-    def _sizes(self) -> dict[str, int]:
-        return {STEPS: self.layout.step_dtype.itemsize, FRAMES: self.layout.frame_bytes}
-
-    def _frames(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        frames = self._maps[FRAMES]
-        found = np.empty((*rows.shape, frames.shape[1]), dtype=frames.dtype)
-        # With "raise", take would fill a buffer and copy it.
-        np.take(frames, rows % self.capacity_rows, axis=0, out=found, mode="clip")
-        return found.reshape(*rows.shape, *self.layout.frame_shape)
-
     def _write(self, action: NDArray[Any], reward: float, discount: float, frame: NDArray[Any]) -> None:
         assert self._current is not None
         row = self._current + self._written
         self._drop(row - self.capacity_rows)
-        record = np.array((action, reward, discount), dtype=self.layout.step_dtype)
-        place = row % self.capacity_rows
         try:
-            write_at(self._files[FRAMES], np.ascontiguousarray(frame).tobytes(), place * self.layout.frame_bytes)
-            write_at(self._files[STEPS], record.tobytes(), place * record.dtype.itemsize)
+            self._rows.write(row, action, reward, discount, frame)
         except OSError as error:
             raise self._failed(error) from error
         self._written += 1
@@ -317,7 +300,8 @@ class ReplayStore:
 
     def _note(self, entry: dict[str, Any]) -> None:
         line = (json.dumps(entry) + "\n").encode()
-        file = self._files[JOURNAL]
+        file = self._journal
+        assert file is not None
         try:
             write_at(file, line, self._journal_bytes)
             os.fsync(file)
@@ -326,12 +310,6 @@ class ReplayStore:
             raise self._failed(error) from error
         self._journal_bytes += len(line)
 
-    def _trim(self) -> None:
-        # Rows behind the last episode; in a ring that has gone round there are older episodes there.
-        if self._next <= self.capacity_rows:
-            for name, size in self._sizes().items():
-                os.ftruncate(self._files[name], min(self._next * size, os.fstat(self._files[name]).st_size))
-
     def _failed(self, error: OSError) -> OSError:
         text = (
             f"{error.strerror}: {self.folder} takes no more. Free space there and try again, or give up the episode; "
@@ -339,21 +317,20 @@ class ReplayStore:
         )
         return OSError(error.errno, text)
 
-    def _lock(self) -> None:
+    def _lock(self, journal: int) -> None:
         try:
-            fcntl.flock(self._files[JOURNAL], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
             raise ReplayError(f"{self.folder}: another process writes here; choose another folder or end it") from None
 
     def _readable(self, listed: Iterable[Episode], skipped: list[str]) -> list[Episode]:
         """What the files hold of the episodes that the journal lists; the others are named, and struck out."""
-        rows = {name: os.fstat(self._files[name]).st_size // size for name, size in self._sizes().items()}
         found: list[Episode] = []
         for episode in listed:
             if episode.first < self._next - self.capacity_rows:
                 continue
-            problem = self._problem(episode, rows)
+            problem = self._rows.lacking(episode.first, episode.rows)
             if not problem:
                 found.append(episode)
                 continue
@@ -361,27 +338,12 @@ class ReplayStore:
             if not self.read_only:
                 # Later episodes make the file longer again: without this the gap would pass for frames.
                 self._note({"lost": episode.number})
-        if self._next < min(rows.values()) < self.capacity_rows:
-            skipped.append(f"rows {self._next} to {min(rows.values()) - 1}: an episode that was not ended")
+        written = min(self._rows.held().values())
+        if self._next < written < self.capacity_rows:
+            skipped.append(f"rows {self._next} to {written - 1}: an episode that was not ended")
         return found
-
-    def _problem(self, episode: Episode, rows: dict[str, int]) -> str:
-        end = episode.first % self.capacity_rows + episode.rows
-        last = min(end, self.capacity_rows) - 1
-        return next(
-            (f"{name} ends before row {held}, row {last} expected" for name, held in rows.items() if last >= held), ""
-        )
 
     def _index(self) -> None:
         self._first = np.array([episode.first for episode in self.episodes], dtype=np.int64)
         self._steps = np.array([episode.rows - 1 for episode in self.episodes], dtype=np.int64)
-        for name, size in self._sizes().items():
-            held = os.fstat(self._files[name]).st_size // size
-            if held > len(self._maps.get(name, ())):
-                self._maps[name] = self._map(name, held)
-
-    def _map(self, name: str, rows: int) -> NDArray[Any]:
-        content = mmap.mmap(self._files[name], rows * self._sizes()[name], access=mmap.ACCESS_READ)
-        if name == STEPS:
-            return np.frombuffer(content, dtype=self.layout.step_dtype)
-        return np.frombuffer(content, dtype=self.layout.frame_dtype).reshape(rows, -1)
+        self._rows.map()

@@ -38,6 +38,7 @@ class Simulation(Protocol):
         dt: seconds of one step; NaN where it does not say.
         limit: steps after which an episode is to be cut off; None where it does that itself.
         env: the simulator's own environment.
+        focal_length: of its camera, in heights of the picture; NaN where it is not known.
     """
 
     low: NDArray[np.float64]
@@ -45,6 +46,10 @@ class Simulation(Protocol):
     dt: float
     limit: int | None
     env: Any
+
+    @property
+    def focal_length(self) -> float:
+        """See above."""
 
     def reset(self, seed: int) -> NDArray[np.float64] | None:
         """Starts an episode that the seed alone decides; gives `Outcome.state`."""
