@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Makes what benchmarks/policies.py trains policies with: tools/policy_bundles.sh EPISODES BUNDLES TASK...
-# EPISODES is the folder `train` of benchmarks/make_episodes.py, with experts, noisy experts and random rollouts of the
-# tasks. For each task: eyes, VIP, UVD, TimeRewarder, its goal form, and goals out of the first expert's episode; and
-# once for all of them VIPER and Diffusion Reward, unless VIDEO_MODELS=no. Runs lie in BUNDLES/runs. What is there
-# already is kept; a run that was cut short goes on.
+# EPISODES is the folder `train` of benchmarks/make_episodes.py (--train-noisy 30 --train-random 20), with experts, noisy
+# experts and random rollouts of the tasks. For each task: eyes, VIP, UVD, TimeRewarder, its goal form, and goals out of
+# the first expert's episode; and once for all of them VIPER and Diffusion Reward, unless VIDEO_MODELS=no. Runs lie in
+# BUNDLES/runs. What is there already is kept; a run that was cut short goes on.
 set -euo pipefail
+[ $# -ge 3 ] || { echo "usage: $0 EPISODES BUNDLES TASK..." >&2; exit 2; }
 episodes=$1 bundles=$2
 shift 2
 v2r=(${V2R:-v2r})
 mkdir -p "$bundles/goals" "$bundles/runs"
 
-train() { # NAME METHOD OPTIONS...: a run, unless a bundle or the tokenizer's run is finished
+train() { # NAME METHOD OPTIONS...: a run, unless it is finished; one that was cut short goes on
   local run=$bundles/runs/$1 method=$2
   shift 2
   [ -e "$run.done" ] && return

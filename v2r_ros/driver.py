@@ -127,7 +127,7 @@ class Driver:
             self._commander.act(turn.episode, action)
         if self._recorder is not None and not problem:
             if first:
-                self._recorder.begin(frame, robot_episode=turn.episode)
+                self._recorder.begin(turn.moment_ns, frame, robot_episode=turn.episode)
             else:
                 self._recorder.step(turn.moment_ns, done, frame)
         return Done(turn.moment_ns, milliseconds, problem)

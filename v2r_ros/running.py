@@ -5,16 +5,22 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from threading import Event
 from typing import Generic, Protocol, TypeVar
 
 import rclpy
 from rclpy._rclpy_pybind11 import RCLError
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 T = TypeVar("T")
+
+LOOK_S = 0.5
+"""So often the executor looks whether it is to end. At a signal rclpy wakes it just before the context goes: one that
+looked in between would sleep on until the next message."""
 
 
 class Closeable(Protocol):
@@ -32,6 +38,8 @@ def run(make: Callable[[], Node], args: list[str] | None = None) -> int:
     node = None
     try:
         node = make()
+        # By a clock that never stands still, as simulated time may.
+        node.create_timer(LOOK_S, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         while rclpy.ok():
@@ -56,7 +64,8 @@ def run(make: Callable[[], Node], args: list[str] | None = None) -> int:
         if node is not None:
             node.close()
             node.destroy_node()
-        rclpy.try_shutdown()
+        with suppress(RCLError):  # the thread that handles signals may just have been faster
+            rclpy.try_shutdown()
     return 0
 
 

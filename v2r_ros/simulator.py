@@ -179,8 +179,10 @@ class Simulator:
             first("", f"the environment cannot be made: {error}")
             return
         self._restart(env, first)
-        while self._wait():
-            with self._news:
+        while True:
+            with self._news:  # not let go after the wait: what ended it must hold until it is read
+                if not self._wait():
+                    break
                 job, self._job = self._job, None
                 action = self._next_action()
                 missing = self._awaits_reward()
@@ -236,18 +238,17 @@ class Simulator:
         return self._dt / self._pace.speed if self._pace.speed else 0.0
 
     def _wait(self) -> bool:
-        """Until the next view is due or somebody wants a reset; False at the end."""
-        with self._news:
-            while not self._stopping:
-                left = self._due_s() - time.monotonic()
-                if left <= 0:
-                    break
-                ticking = self._period > 0 and self._state is not State.FAILED
-                self._news.wait(min(left, TICK_S) if ticking else min(left, 1.0))
-                if ticking:
-                    gone = min((time.monotonic() - self._shown_s) * self._pace.speed, self._dt)
-                    self._tick(self._view.time_ns + int(max(gone, 0.0) * 1e9))
-            return not self._stopping
+        """Until the next view is due or somebody wants a reset; False at the end. The caller holds the lock."""
+        while not self._stopping:
+            left = self._due_s() - time.monotonic()
+            if left <= 0:
+                break
+            ticking = self._period > 0 and self._state is not State.FAILED
+            self._news.wait(min(left, TICK_S) if ticking else min(left, 1.0))
+            if ticking:
+                gone = min((time.monotonic() - self._shown_s) * self._pace.speed, self._dt)
+                self._tick(self._view.time_ns + int(max(gone, 0.0) * 1e9))
+        return not self._stopping
 
     def _due_s(self) -> float:
         patience = self._pace.action_timeout if self._awaits_reward() else 0.0

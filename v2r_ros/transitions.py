@@ -92,7 +92,7 @@ class TransitionRecorder:
         self._longest = max(store.capacity_rows // PIECES, 2)
         self._items: queue.Queue[_Begin | _Step | _End | None] = queue.Queue(QUEUE)
         self._rewards: dict[int, float] = {}
-        self._newest_ns = 0
+        self._newest_ns = self._acted_ns = 0
         self._arrived = threading.Condition()
         self._skipping = True
         self._open = False
@@ -104,13 +104,19 @@ class TransitionRecorder:
 
     # --- for the node's threads --------------------------------------------------------------------------------------
 
-    def begin(self, frame: Pixels, **notes: float | int | str) -> None:
-        """The first frame of an episode, (S, S, 3), and what is known about it by now."""
+    def begin(self, stamp_ns: int, frame: Pixels, **notes: float | int | str) -> None:
+        """The first frame of an episode, (S, S, 3), its stamp, and what is known about the episode by now."""
+        if stamp_ns < self._acted_ns:  # a reset put time back: rewards of before would pass for those of other frames
+            with self._arrived:
+                self._rewards.clear()
+                self._newest_ns = 0
+        self._acted_ns = stamp_ns
         self._skipping = False
         self._put(_Begin(frame, notes))
 
     def step(self, stamp_ns: int, action: NDArray[np.float32], frame: Pixels) -> None:
         """The next frame, (S, S, 3), its stamp, and the action in [-1, 1] that was in force until it."""
+        self._acted_ns = stamp_ns
         self._put(_Step(stamp_ns, action, frame))
 
     def reward(self, stamp_ns: int, reward: float) -> None:

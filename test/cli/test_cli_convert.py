@@ -7,6 +7,7 @@ import pytest
 import tyro
 from robot_bags import SECOND, START, episode, write_bag
 
+from v2r_core.cli import convert as convert_module
 from v2r_core.cli.convert import Convert
 
 
@@ -46,6 +47,26 @@ def test_what_was_left_out_is_said_and_the_exit_code_is_1(tmp_path: Path, capsys
     assert "failed b: " in said
     assert "left out 5 frames: no message of /joint_states yet" in said
     assert "not taken /command: " in said
+
+
+def test_who_interrupts_is_told_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    rows = episode(frames=10) + episode(START + 9 * SECOND, 15, number=1)
+    words = (write_bag(tmp_path / "bag", rows), tmp_path / "out", "--to", "lerobot")
+    plain = convert_module.convert
+
+    def interrupt(frames: int, _: int) -> None:
+        if frames == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_module, "convert", lambda task, _: plain(task, interrupt))
+    assert command(*words).run() == 130
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "v2r convert: interrupted; the same command goes on from here\n")
+    monkeypatch.undo()
+    assert command(*words).run() == 0
+    assert "taken over 1 episodes of a run that was interrupted" in " ".join(capsys.readouterr().out.split())
 
 
 def test_brackets_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.own_goal import read_goal_pictures
 from v2r_core.deploy.stream import Scorer
 from v2r_core.label.video_labeller import LabellerOptions, VideoLabeller, VideoTask
-from v2r_core.rewards.goal import load_goal
+from v2r_core.rewards.goal import goal_from_demonstration, load_goal
 from v2r_core.video.source import open_video
 from v2r_core.video.writing import write_video
 
@@ -101,6 +101,33 @@ def test_a_bundle_is_one_whenever_it_stops(
     monkeypatch.undo()
     assert load_bundle(bundle).manifest.goal is None
     assert own_goal.embed_goal(load_bundle(bundle), goal, [moving_square()[0]]).manifest.goal == "goal.safetensors"
+
+
+def test_a_goal_of_another_encoder_does_not_get_into_a_bundle(
+    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    assert main(["goal", str(clip), "--into", str(bundle)]) == 0
+    before = load_bundle(bundle).sha256
+    embeddings = np.random.default_rng(0).normal(size=(30, 1, 7)).astype(np.float32)
+    goal_from_demonstration(embeddings, "other").save(tmp_path / "other.safetensors")
+    capsys.readouterr()
+    assert main(["goal", str(tmp_path / "other.safetensors"), "--into", str(bundle), "--force"]) == 1
+    assert "'other' has embeddings of length 7" in capsys.readouterr().err
+    assert load_bundle(bundle).sha256 == before
+
+
+def test_only_executions_need_a_long_demonstration(
+    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(write_tiny_bundle(tmp_path / "bundle"))
+    short = tmp_path / "short.mp4"
+    write_video(short, moving_square()[:5], 30)
+    words = ["goal", str(short), "--model", bundle, "--out", str(tmp_path / "goal.safetensors")]
+    assert main(words) == 0
+    assert len(load_goal(tmp_path / "goal.safetensors").demonstration) == 5
+    assert main([*words, "--executions", str(clip)]) == 1
+    assert "no demonstration of at least 8 frames to compare executions with" in capsys.readouterr().err
 
 
 def test_refusals(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,6 +142,18 @@ def test_loose_files_are_bags_of_their_own(run, bags, tmp_path, top):
     assert json.loads(printed)["labelled"] == 1
 
 
+def test_no_bag_lies_in_another_one(run, tmp_path):
+    folder = tmp_path / "bags"
+    for number, file in enumerate((folder / "day.mcap", folder / "day" / "two.mcap")):
+        bag = write_bag(tmp_path / f"written{number}", images(square_frames()))
+        file.parent.mkdir(exist_ok=True)
+        next(bag.glob("*.mcap")).rename(file)
+    code, printed, _ = run(folder, "--json")
+    assert (code, json.loads(printed)["labelled"]) == (0, 2)
+    made = {str(path.parent.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("metadata.yaml")}
+    assert made == {"day.mcap", "day/two"}
+
+
 def test_bags_that_fail_or_change(run, bags, tmp_path):
     write_bag(bags / "empty", clutter())
     code, printed, _ = run(bags, "--json")

@@ -14,6 +14,7 @@ from robot_bags import SECOND, START, episode, reward, write_bag
 from v2r_core.cli.convert import Convert
 from v2r_core.convert.parts import CameraNames, ConvertError, Wishes
 from v2r_core.convert.run import ConvertTask, convert
+from v2r_core.label.set_writer import MANIFEST, read_manifest
 from v2r_core.video.lerobot import LeRobotFolder
 from v2r_core.video.video import Video
 
@@ -103,6 +104,18 @@ def test_the_first_camera_has_the_clock_and_no_frame_is_from_the_future(tmp_path
 def write_video_at(path: Path, fps: int, count: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, count=count, pts=range(count), time_base=Fraction(1, fps))
+
+
+def test_an_episode_without_labels_is_left_out(tmp_path: Path):
+    """Also if it is the first one: the others keep theirs."""
+    convert(ConvertTask(two_cameras(tmp_path, labelled=True), tmp_path / "videos", "videos"))
+    first = read_manifest(tmp_path / "videos")["front/episode_000000.mp4"]
+    with (tmp_path / "videos" / MANIFEST).open("a") as file:
+        file.write(first.model_copy(update={"state": "failed", "error": "damaged"}).model_dump_json() + "\n")
+    result = convert(ConvertTask(tmp_path / "videos", tmp_path / "again", "lerobot", FOLDERS))
+    assert result.failed == {"episode_000000": "episode_000000: its video of front has no labels; label it again"}
+    assert result.frames == 15
+    assert "v2r.reward" in LeRobotFolder.open(tmp_path / "again").features
 
 
 def test_what_names_no_camera_is_refused(tmp_path: Path, clip: Path):

@@ -189,6 +189,17 @@ def test_messages_of_a_bag_are_not_taken_over_to_another_place(tmp_path: Path):
     assert convert(task).resumed == 0
 
 
+@pytest.mark.parametrize("left", ["journal", "journal/000000.parquet"])
+def test_what_v2r_label_has_left_is_not_touched(tmp_path: Path, left: str):
+    source = bags(tmp_path / "bags", count=1, episodes=1)
+    file = tmp_path / "out.partial" / left
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"answers")
+    with pytest.raises(FileExistsError, match=r"out\.partial was left by an interrupted `v2r label`; finish that"):
+        convert(ConvertTask(source, tmp_path / "out", "videos"))
+    assert file.read_bytes() == b"answers"
+
+
 def test_an_episode_is_there_as_a_whole_or_not_at_all(tmp_path: Path):
     journal = EpisodeJournal(tmp_path / "journal")
     journal.open()

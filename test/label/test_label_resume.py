@@ -177,6 +177,15 @@ def test_the_journal_of_another_bag_or_model_is_not_believed(tmp_path: Path, tin
 # --- the journal ---
 
 
+def test_the_journal_of_a_conversion_is_not_touched(tmp_path: Path, tiny_bundle: Path) -> None:
+    bag = write_bag(tmp_path / "run", images(square_frames()))
+    episode = tmp_path / "labelled.partial" / "journal" / "recording" / "000000"
+    episode.mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"labelled\.partial was left by another command .* remove the folder"):
+        label_bag(BagTask(bag, tmp_path / "labelled"), load_bundle(tiny_bundle))
+    assert episode.is_dir()
+
+
 def test_journal_replays_and_goes_on(tmp_path: Path) -> None:
     asked = []
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,19 +110,24 @@ def test_it_learns_from_what_the_simulator_pays(bundle: Path, tmp_path: Path) ->
         np.testing.assert_allclose(policy.act(frames[count - 1]), agent.act(stack, 0, evaluate=True), atol=1e-5)
 
 
-def test_the_agent_of_the_best_evaluation_is_kept(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores = iter([(0.5, 1.0), (0.75, 2.0), (0.75, 3.0), (0.75, 2.5), (0.25, 9.0)])
+def judge_as(monkeypatch: pytest.MonkeyPatch, *scores: tuple[float, float]) -> None:
+    """Evaluations come to these successes and returns, one after the other."""
+    coming = iter(scores)
 
     class Judging(Evaluator):
         def run(self, act: Any) -> Any:
-            success, pay = next(scores)
+            success, pay = next(coming)
             return SimpleNamespace(
                 success=success, numbers=lambda: {"eval/success": success, "eval/return": pay, "eval/dense": 0.0}
             )
 
     monkeypatch.setattr(loop, "Evaluator", Judging)
+
+
+def test_the_agent_of_the_best_evaluation_is_kept(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_as(monkeypatch, (0.5, 1.0), (0.75, 2.0), (0.75, 3.0), (0.75, 2.5), (0.25, 9.0))
     options = options_of(steps=300, eval_every=60)
     run = train(SMALL, task_of(bundle), dataclasses.replace(options, stop_after=240), tmp_path / "run")
     # Of equals the one that was paid more; a run that goes on knows the best of before.
@@ -136,6 +143,52 @@ def test_the_agent_of_the_best_evaluation_is_kept(
         assert card.quality["success"] == success
     with pytest.raises(ValueError, match="checkpoint is 'last', one of best, newest"):
         load_agent(run, "last")  # type: ignore[arg-type]
+
+
+def test_a_killed_run_forgets_the_best_of_what_it_has_to_do_again(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_as(monkeypatch, (0.25, 1.0), (0.5, 1.0), (0.4, 1.0))
+    options = options_of(steps=180, eval_every=60)
+    run = train(SMALL, task_of(bundle), dataclasses.replace(options, stop_after=120), tmp_path / "run")
+    best = checkpoint_of(run, "best")
+    later = best.with_name("step-00000180")
+    shutil.copytree(best, later)  # written just before it was killed: the other checkpoint knows nothing of it
+    train(SMALL, task_of(bundle), dataclasses.replace(options, resume=True), run)
+    assert step_of(checkpoint_of(run, "best")) == 120
+    assert not later.exists()
+
+
+def test_a_run_of_an_older_version_goes_on(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_as(monkeypatch, (0.5, 1.0), (0.25, 1.0))
+    options = options_of(steps=120, eval_every=60)
+    run = train(SMALL, task_of(bundle), dataclasses.replace(options, stop_after=60), tmp_path / "run")
+    shutil.rmtree(run / "best")  # it kept none, and no score
+    state = latest_checkpoint(run) / "state.json"
+    content = json.loads(state.read_text())
+    content["pairs"] = [pair for pair in content["pairs"] if pair[0] != "best"]
+    state.write_text(json.dumps(content))
+    assert step_of(checkpoint_of(run, "best")) == 60
+    train(SMALL, task_of(bundle), dataclasses.replace(options, resume=True), run)
+    assert step_of(checkpoint_of(run, "best")) == 120
+    assert load_agent(run)[0].action_dim == 2
+
+
+def test_a_best_agent_that_found_no_space_is_not_the_best(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge_as(monkeypatch, (0.25, 1.0), (0.75, 1.0), (0.5, 1.0))
+    save = loop.save_state
+
+    def full(run: Path, step: int, *rest: Any) -> Path:
+        if step == 120:
+            raise OSError(28, "No space left on device")
+        return save(run, step, *rest)
+
+    monkeypatch.setattr(loop, "save_state", full)
+    run = train(SMALL, task_of(bundle), options_of(steps=180, eval_every=60), tmp_path / "run")
+    assert "step 120: [Errno 28]" in capsys.readouterr().err
+    assert step_of(checkpoint_of(run, "best")) == 180
 
 
 def test_an_environment_that_raises_loses_its_episode_only(bundle: Path, tmp_path: Path) -> None:

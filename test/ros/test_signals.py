@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from synthetic_video import moving_square
 from tiny_bundle import write_tiny_bundle
 
 from v2r_ros.bags import read_rewards
+from v2r_ros.environment import node_environment
 
 LIMIT_S = 1.0
 
@@ -72,3 +76,35 @@ def test_video_node_says_what_is_wrong_with_its_video(tmp_path: Path) -> None:
         assert process.wait(timeout=20) == 1
         assert "nothing.mp4" in graph.log("video_node")
         assert "Traceback" not in graph.log("video_node")
+
+
+SILENT = """
+import threading
+
+import rclpy
+from rclpy.node import Node
+from std_msgs.msg import Bool
+
+from v2r_ros.running import run
+
+
+class Silent(Node):
+    def __init__(self):
+        super().__init__("silent")
+        self.create_subscription(Bool, "nothing", print, 10)
+        # A signal's thread takes the context away like this, and nothing wakes the executor afterwards.
+        threading.Timer(0.5, rclpy.get_default_context().handle.shutdown).start()
+
+    def close(self):
+        print("closed")
+
+
+raise SystemExit(run(Silent))
+"""
+
+
+def test_a_node_ends_though_nothing_wakes_its_executor(tmp_path: Path) -> None:
+    environment = {**os.environ, **node_environment(), "ROS_LOG_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", SILENT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")

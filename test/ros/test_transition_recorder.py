@@ -58,7 +58,7 @@ def steps(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, ReplayStore
 def test_rewards_find_their_frames_in_any_order(tmp_path: Path, problems: list[str]) -> None:
     book = recorder(tmp_path / "d", problems)
     book.reward(100, 9.0)  # of the first frame: nobody's step
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     book.reward(103, 3.0)
     book.reward(101, 1.0)
     for number in (1, 2, 3, 4):
@@ -77,7 +77,7 @@ def test_rewards_find_their_frames_in_any_order(tmp_path: Path, problems: list[s
 
 def test_a_reward_that_comes_late_is_waited_for(tmp_path: Path, problems: list[str]) -> None:
     book = recorder(tmp_path / "d", problems)
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     book.step(1, action(1), frame(1))
     book.end({})
     time.sleep(0.05)
@@ -88,9 +88,33 @@ def test_a_reward_that_comes_late_is_waited_for(tmp_path: Path, problems: list[s
     assert steps(tmp_path / "d")[2].tolist() == [5]
 
 
+def test_rewards_are_those_of_the_new_episode_where_a_reset_puts_time_back(tmp_path: Path, problems: list[str]) -> None:
+    book = recorder(tmp_path / "d", problems, patience=5.0)
+    for pay in (10, 20):
+        book.begin(0, frame(0))
+        for number in range(1, 4):
+            book.step(number, action(number), frame(number))
+            book.reward(number, pay + number)
+        book.end({})
+        until(lambda pay=pay: book.episodes == pay // 10)
+        for number in range(4, 9):  # of the time between two episodes
+            book.reward(number, 99.0)
+    book.begin(0, frame(0))
+    for number in range(1, 6):
+        book.step(number, action(number), frame(number))
+        time.sleep(0.02)  # the step waits for its reward, and not in vain
+        book.reward(number, 30 + number)
+    book.end({})
+    book.close()
+    with ReplayStore(tmp_path / "d", read_only=True) as store:
+        rewards = [store.read(episode)[1]["reward"][1:].tolist() for episode in store.episodes]
+        assert [episode.notes["missing_rewards"] for episode in store.episodes] == [0, 0, 0]
+    assert rewards == [[11, 12, 13], [21, 22, 23], [31, 32, 33, 34, 35]]
+
+
 def test_rewards_that_stop_do_not_fill_the_queue(tmp_path: Path, problems: list[str]) -> None:
     book = recorder(tmp_path / "d", problems, patience=60.0)
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     for number in range(1, 200):
         book.step(number, action(1), frame(number % 200))
         until(lambda: book._items.qsize() < 100)
@@ -104,12 +128,12 @@ def test_rewards_that_stop_do_not_fill_the_queue(tmp_path: Path, problems: list[
 def test_an_episode_longer_than_the_store_is_kept_in_pieces(tmp_path: Path, problems: list[str], length: int) -> None:
     said: list[str] = []
     book = small(tmp_path / "d", 40, problems, said)
-    book.begin(frame(0), robot_episode=7)
+    book.begin(0, frame(0), robot_episode=7)
     for number in range(1, length + 1):
         book.step(number, action(number), frame(number))
         until(lambda: book._items.qsize() < 100)
     book.end({"end_reason": 1})
-    book.begin(frame(200), robot_episode=8)
+    book.begin(0, frame(200), robot_episode=8)
     book.step(1, action(1), frame(201))
     book.end({"end_reason": 2})
     book.close()
@@ -139,7 +163,7 @@ def test_an_episode_longer_than_the_store_is_kept_in_pieces(tmp_path: Path, prob
 def test_without_rewards_nothing_is_waited_for(tmp_path: Path, problems: list[str]) -> None:
     book = recorder(tmp_path / "d", problems, patience=None)
     start = time.monotonic()
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     for number in range(1, 30):
         book.step(number, action(number), frame(number))
     book.end({})
@@ -151,14 +175,14 @@ def test_without_rewards_nothing_is_waited_for(tmp_path: Path, problems: list[st
 def test_an_episode_without_its_end_or_without_a_step_is_forgotten(tmp_path: Path, problems: list[str]) -> None:
     book = recorder(tmp_path / "d", problems, patience=None)
     book.step(1, action(1), frame(1))  # before any
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     book.end({})
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     book.step(1, action(1), frame(1))
-    book.begin(frame(5))
+    book.begin(0, frame(5))
     book.step(2, action(6), frame(6))
     book.end({})
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     book.step(1, action(1), frame(1))
     book.close()
     frames, _, _, store = steps(tmp_path / "d")
@@ -170,7 +194,7 @@ def test_an_episode_without_its_end_or_without_a_step_is_forgotten(tmp_path: Pat
 
 def test_a_full_disk_is_said_once_and_what_was_complete_stays(tmp_path: Path, problems: list[str]) -> None:
     book = recorder(tmp_path / "d", problems, patience=None)
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     book.step(1, action(1), frame(1))
     book.end({})
     until(lambda: book.episodes == 1)
@@ -180,7 +204,7 @@ def test_a_full_disk_is_said_once_and_what_was_complete_stays(tmp_path: Path, pr
 
     book._store.append = full  # type: ignore[method-assign]
     for _ in range(3):
-        book.begin(frame(0))
+        book.begin(0, frame(0))
         book.step(1, action(1), frame(1))
         book.end({})
     until(lambda: bool(problems))
@@ -204,7 +228,7 @@ def test_a_disk_that_hangs_costs_the_episode_and_not_the_robot(
 
     book._store.append = slow  # type: ignore[method-assign]
     start = time.monotonic()
-    book.begin(frame(0))
+    book.begin(0, frame(0))
     for number in range(1, 50):
         book.step(number, action(number), frame(number))
     book.end({})
@@ -212,7 +236,7 @@ def test_a_disk_that_hangs_costs_the_episode_and_not_the_robot(
     assert book.lost == 1
     free.set()
     until(book._items.empty)
-    book.begin(frame(7))
+    book.begin(0, frame(7))
     book.step(1, action(1), frame(8))
     book.end({"end_reason": 2})
     until(lambda: book.episodes == 1)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from v2r_core.convert.parts import Wishes
+from v2r_core.convert.parts import CameraNames, Wishes
 from v2r_core.convert.run import Converted, ConvertTask, convert
 
 NOTED = 5
@@ -45,7 +45,7 @@ class Convert:
     image: tuple[str, ...] = ()
     """Bag: TOPIC[=NAME] of the cameras, which become observation.images.NAME, the first one with the clock; by default
     all. Dataset, or videos with --cameras: cameras to take. Videos: what to call the camera."""
-    cameras: Literal["folders", "files"] | None = None
+    cameras: CameraNames | None = None
     """Videos of several cameras: `folders`: CAMERA/EPISODE.mp4, as --to videos writes them; `files`:
     EPISODE/CAMERA.mp4. The first camera has the clock, and an episode has frames as long as all cameras last. By
     default each video is an episode of its own."""

@@ -61,17 +61,20 @@ class Goal:
         videos = find_videos(self.executions) if self.executions else []
         with console.status(f"embedding {1 + len(videos)} videos"):
             alone = read_goal(scorer, self.demonstration)
-            goal = with_executions(scorer, alone, videos, self.margin)
+            goal = with_executions(scorer, alone, videos, self.margin) if videos else alone
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             goal.save(self.out)
         else:
             pictures = [small_target(picture) for picture in goal_pictures(self.demonstration, goal)]
             embed_goal(bundle, goal, pictures, self.force)
-        wider = goal.uncertainty_threshold / alone.uncertainty_threshold
+        wider = ""
+        if videos:
+            times = goal.uncertainty_threshold / alone.uncertainty_threshold
+            wider = f"; {len(videos)} executions make the threshold {times:.2f} times as wide"
         console.print(
             f"{self.out or self.into}: {len(goal.milestones)} subgoals, {len(goal.demonstration)} frames of the "
-            f"demonstration; {len(videos)} executions make the threshold {wider:.2f} times as wide"
+            f"demonstration{wider}"
         )
         return 0
 

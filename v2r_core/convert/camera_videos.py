@@ -32,9 +32,10 @@ class CameraVideos:
             ConvertError: one is missing.
         """
         if missing := [camera for camera in cameras if camera not in self.videos]:
+            there = ", ".join(self.videos) or "others"
             raise ConvertError(
-                f"{self.name}: no video of {', '.join(missing)}, only of {', '.join(self.videos)}; name the cameras "
-                "that all episodes have"
+                f"{self.name}: no video of {', '.join(missing)}, only of {there}; name the cameras that all episodes "
+                "have"
             )
         return {camera: self.videos[camera] for camera in cameras}
 

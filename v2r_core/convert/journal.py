@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,18 @@ class EpisodeJournal:
         self._folder = folder
 
     def open(self) -> None:
-        """Makes it if it is not there, and removes what was not finished."""
-        self._folder.mkdir(exist_ok=True)
+        """Makes it if it is not there, and removes what was not finished.
+
+        Raises:
+            FileExistsError: it is the journal of something else.
+        """
+        with suppress(FileExistsError):
+            self._folder.mkdir()
+        if not self._folder.is_dir() or any(not entry.is_dir() for entry in self._folder.iterdir()):
+            raise FileExistsError(
+                f"{self._folder.parent} was left by an interrupted `v2r label`; finish that, remove the folder, or "
+                "give another name"
+            )
         self.tidy()
 
     def episode(self, key: str) -> Path | None:
@@ -126,7 +137,7 @@ class EpisodeJournal:
         """What is known of a recording whose episodes are all here, else None."""
         try:
             found = _ADAPTER.validate_json((self._folder / key / _RECORDING).read_bytes())
-        except (FileNotFoundError, ValidationError):
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
             return None
         places = range(len(found.known))
         return found if all(self.episode(episode_key(key, place)) is not None for place in places) else None

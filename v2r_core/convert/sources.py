@@ -151,7 +151,10 @@ def _episodes(found: FoundSources, wishes: Wishes, tables: Mapping[str, Path]) -
         def open_it(wishes: Wishes, fps: int | None) -> Source:
             from v2r_core.convert.video_source import CamerasSource  # noqa: PLC0415 (PyAV)
 
-            return CamerasSource(episode.name, episode.complete(cameras), labelled, _labels(table), wishes, fps)
+            videos = episode.complete(cameras)
+            if labelled is not None and table is None:
+                raise ConvertError(f"{episode.name}: its video of {labelled} has no labels; label it again")
+            return CamerasSource(episode.name, videos, labelled, _labels(table), wishes, fps)
 
         return Item(episode.name, open_it, lambda: (cameras, _looks(*episode.videos.values(), table)))
 

@@ -58,10 +58,18 @@ def embed_goal(bundle: Bundle, goal: Goal, pictures: Sequence[Frame] = (), force
         force: replace the goal that it has.
 
     Raises:
+        ValueError: the goal is one of another encoder.
         FileExistsError: it has a goal already.
         OSError: the folder cannot be written.
     """
     folder, manifest = bundle.path, bundle.manifest
+    length, expected = goal.milestones.shape[-1], manifest.encoder.embedding_dim
+    if length != expected:
+        # A bundle that no scorer could load any more.
+        raise ValueError(
+            f"goal {goal.name!r} has embeddings of length {length}, those of {folder} have {expected}; make the goal "
+            "again with this bundle"
+        )
     if manifest.goal and not force:
         raise FileExistsError(f"{folder} has the goal {manifest.goal} already; --force replaces it")
     files = {name: spec for name, spec in manifest.files.items() if name != CARD and not _is_of_goal(name, manifest)}

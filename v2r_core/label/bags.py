@@ -47,8 +47,8 @@ def label_bags(
 ) -> LabelledBags:
     """Labels every bag in folders, each into a bag of its own name in `like.out`.
 
-    A single file is a bag of its own, called after it without its suffix, which it keeps where that is another bag's
-    name.
+    A single file is a bag of its own, called after it without its suffix, which it keeps where that is the name of
+    another bag or of a folder of bags.
 
     What is done already with the same model, reward, goal and options, and whose original has not changed since, is
     left as it is. A run that was interrupted goes on in the middle of the bags that it was at.
@@ -90,6 +90,8 @@ def _named(sources: Sequence[VideoSource]) -> list[VideoSource]:
         return str(PurePosixPath(source.name).with_suffix("")) if source.path.is_file() else source.name
 
     counts = Counter(map(short, sources))
+    # A copy must not lie in another one: a.mcap beside a/b.mcap keeps its suffix.
+    counts.update({str(folder) for each in sources for folder in PurePosixPath(each.name).parents})
     return [replace(each, name=short(each)) if counts[short(each)] == 1 else each for each in sources]
 
 

@@ -44,10 +44,19 @@ class AnswerJournal:
         Args:
             path: of the file; its folder exists.
             identity: what besides its inputs decides what a network answers, e.g. the hash of the model.
+
+        Raises:
+            FileExistsError: it is the journal of something else.
         """
         self._path = path
         self._identity = identity.encode()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except IsADirectoryError as error:
+            raise FileExistsError(
+                f"{path.parent} was left by another command that was interrupted; finish that, remove the folder, or "
+                "give another name"
+            ) from error
         self._offset = 0
         self._replaying = True
         self.replayed = 0

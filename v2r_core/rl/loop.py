@@ -3,6 +3,7 @@
     RUN/run.json          recipe, task, options, software
     RUN/replay/           the episodes
     RUN/checkpoints/      the agent, its generators, the episodes in progress
+    RUN/best/             the agent of the best evaluation
     RUN/metrics.jsonl     a line an episode, a line an evaluation; tensorboard/ has the same
     RUN/videos/           the first episode of every evaluation
 
@@ -13,6 +14,7 @@ faster: an update sees the episodes that were complete when the step began.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,7 @@ from v2r_core.rl.replay import Batch, ReplayStore, stored_discount
 from v2r_core.rl.rollouts import Episode, Rollouts
 from v2r_core.rl.runs import BEST, record_of, setup_of
 from v2r_core.rl.saving import load_state, save_state
-from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints
+from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints, step_of
 from v2r_core.training.log import RunLog
 from v2r_core.training.record import claim
 from v2r_core.training.signals import stop_signals
@@ -103,6 +105,7 @@ class _Trainer:
             self.store.rewind(0)
             if options.offline is not None:
                 fill_from_recordings(self.store, options.offline, observer)
+        self._forget_later_best()
 
     def __enter__(self) -> _Trainer:
         return self
@@ -271,12 +274,24 @@ class _Trainer:
             folder.mkdir(exist_ok=True)
             fps = 1 / self.evaluator.seconds_a_step
             write_video(folder / f"step-{self.env_steps:08d}.mp4", evaluation.episodes[0].frames, fps)
-        if (score := (evaluation.success, numbers["eval/return"])) > self.best:
-            self.best = score
-            self._write(self.run_folder / BEST, self._agent_state(), keep=1, final=False)
+        self._keep_if_best((evaluation.success, numbers["eval/return"]))
         return evaluation.success
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _keep_if_best(self, score: tuple[float, float]) -> None:
+        if score > self.best and self._write(self.run_folder / BEST, self._agent_state(), KEEP, final=False):
+            self.best = score
+            # A run that is killed after this knows the score of the agent that lies there.
+            self._save(final=False)
+
+    def _forget_later_best(self) -> None:
+        """Removes agents of evaluations that will come again, and their score where nothing is left."""
+        for checkpoint in list_checkpoints(self.run_folder / BEST):
+            if step_of(checkpoint) > self.env_steps:
+                shutil.rmtree(checkpoint)
+        if not list_checkpoints(self.run_folder / BEST):
+            self.best = (-math.inf, -math.inf)
 
     def _save(self, final: bool) -> None:
         self.saved_at = self.env_steps
@@ -304,14 +319,16 @@ class _Trainer:
             "seconds_a_step": rollouts.seconds_a_step,
         }
 
-    def _write(self, folder: Path, state: dict[str, Any], keep: int, final: bool) -> None:
+    def _write(self, folder: Path, state: dict[str, Any], keep: int, final: bool) -> bool:
         try:
             save_state(folder, self.env_steps, state, keep)
+            return True
         except OSError as error:
             if final:
                 raise RlError(f"step {self.env_steps}: the last checkpoint is lost: {error}") from error
             # A full disk must not end a run that may have space again by the next checkpoint.
             self.log.say(f"step {self.env_steps}: {error}")
+            return False
 
     def _restore(self) -> None:
         state = load_state(latest_checkpoint(self.run_folder))
@@ -320,7 +337,7 @@ class _Trainer:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.recent, self.metrics = state["recent"], state["metrics"]
-        self.best = tuple(state["best"])
+        self.best = tuple(state.get("best", self.best))  # runs of older versions have none
         if self.novelty is not None:
             self.novelty.load_state_dict(state["novelty"])
             self.novelty.optimizer.load_state_dict(state["novelty_optimizer"])
