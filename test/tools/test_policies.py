@@ -18,17 +18,18 @@ def run(tmp_path: Path) -> Path:
     lines = [{"step": 120, "return": 1.0}]
     lines += [{"step": step, "eval/success": success, "eval/unpaid": 10.0} for step, success in EVALUATIONS]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "test.json").write_text(json.dumps({"success": 0.85}))
     return tmp_path
 
 
 def test_what_a_run_came_to(run: Path) -> None:
     outcome = outcome_of(run, "door-close", "vip", 0, 12.0)
     assert outcome.curve == [list(pair) for pair in EVALUATIONS]
-    assert (outcome.success, outcome.steps, outcome.good_at) == (0.9, 9000, 6000)
+    assert (outcome.test, outcome.success, outcome.steps, outcome.good_at) == (0.85, 0.9, 9000, 6000)
     assert outcome.unpaid == pytest.approx(10 / 40)
     console = Console(record=True, width=100)
     console.print(table([outcome, outcome_of(run, "door-close", "sparse", 0, 1.0)]))
-    assert console.export_text().count("0.90 (6000)") == 2
+    assert console.export_text().count("0.85 (6000)") == 2
 
 
 @pytest.mark.parametrize("reward", REWARDS)
