@@ -75,8 +75,7 @@ class BagSink:
             if topic in kinds:
                 raise ConvertError(f"{out}: two features would be the topic {topic}; rename one of them in the source")
             kinds[topic] = kind
-        self._partial.__enter__()
-        journal.open()
+        journal.open_in(self._partial)
         self._writer = Writer(self._partial.product, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
         self._topics: list[Connection] = []

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from v2r_core.convert.parts import Episode, Layout, LeftOut, Sample
+from v2r_core.label.partial import sync_entry
 
 _HALF = ".half"
 _RECORDING = "recording.json"
@@ -85,6 +85,17 @@ class EpisodeJournal:
         """
         self._folder = folder
 
+    def open_in(self, holder: AbstractContextManager[object]) -> None:
+        """Enters what holds the folder's lock, and opens the journal; leaves it again if that fails.
+
+        Raises:
+            FileExistsError: see `open`.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(holder)
+            self.open()
+            stack.pop_all()
+
     def open(self) -> None:
         """Makes it if it is not there, and removes what was not finished.
 
@@ -124,9 +135,9 @@ class EpisodeJournal:
         """Says that an episode is finished, and where its files are now."""
         half, path = self.begun(key), self._folder / key
         for file in [*half.iterdir(), half]:
-            _sync(file)
+            sync_entry(file)
         half.rename(path)
-        _sync(path.parent)
+        sync_entry(path.parent)
         return path
 
     def discard(self, key: str) -> None:
@@ -148,7 +159,7 @@ class EpisodeJournal:
         half = self.begun(f"{key}/{_RECORDING}")
         half.parent.mkdir(exist_ok=True)
         half.write_bytes(_ADAPTER.dump_json(KnownRecording(layout, left_out, known)))
-        _sync(half)
+        sync_entry(half)
         half.rename(half.with_name(_RECORDING))
 
     def forget(self, key: str) -> None:
@@ -181,11 +192,3 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def _gone() -> Iterator[Sample]:
     raise RuntimeError("a kept episode is taken from the journal and not read again")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -44,8 +44,7 @@ class LeRobotSink:
         except ValueError as error:
             raise ConvertError(f"{out}: {error}") from error
         self._meta = PartialFolder(out, force).product / "meta"
-        self._writer.__enter__()
-        journal.open()
+        journal.open_in(self._writer)
         self._origins: list[EpisodeOrigin] = []
         self._episode: Episode | None = None
         self._waiting: dict[str, Any] | None = None

@@ -47,8 +47,7 @@ class VideosSink:
         """
         self._out, self._layout, self._journal = out.absolute(), layout, journal
         self._partial = PartialFolder(out, force, sources)
-        self._partial.__enter__()
-        journal.open()
+        journal.open_in(self._partial)
         self._root = self._partial.product / VIDEOS if layout.head else self._partial.product
         self._root.mkdir(parents=True)
         self._count = 0

@@ -70,7 +70,7 @@ class PartialFolder:
         if self._final.exists():
             self._final.rename(self._replaced)
         self.product.rename(self._final)
-        _sync_folder(self._final.parent)
+        sync_entry(self._final.parent)
         shutil.rmtree(self.folder)
 
     def __exit__(
@@ -114,10 +114,11 @@ def _holds_anything(path: Path) -> bool:
 def _sync(path: Path) -> None:
     """Has a folder's or file's content on the disk before it is renamed: a crash must not leave an empty shell."""
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        _sync_folder(file)
+        sync_entry(file)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_entry(path: Path) -> None:
+    """Has a file, or what a folder lists, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
