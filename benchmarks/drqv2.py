@@ -27,6 +27,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.devices import device_name
 from benchmarks.drqv2_plain import PlainUpdate
 from v2r_core.rl.drqv2 import Draws, DrQv2Agent
 from v2r_core.rl.drqv2_recipe import DrQv2Recipe
@@ -37,6 +38,8 @@ TARGET = 1.5
 """How much faster than the straightforward update ours has to be."""
 AGREE = 1e-3
 """Largest difference of a logged number over max(1, its size), in the first two updates."""
+GPU_UPDATES = 5
+"""Times as many updates and rounds on a GPU."""
 ACTIONS = 6
 WRITTEN, EPISODE = 20_000, 500
 """Rows of the replay in all, and of an episode."""
@@ -82,6 +85,8 @@ class Options:
     """Measure the replay too; writes 450 MB for a moment."""
     threads: int = 1
     """CPU threads of both sides."""
+    device: str = "cpu"
+    """Where both sides compute: `cpu`, or `cuda` for a GPU."""
     alone: str = ""
     """Internal: measure the updates of this size in this process."""
     memory_rows: int = 0
@@ -102,20 +107,25 @@ def make_batch(size: Size, rng: np.random.Generator) -> Batch:
     return Batch(frames(), action, rng.standard_normal(count, np.float32), discount, frames())
 
 
-def compare(size: Size) -> dict[str, float]:
-    """Milliseconds of processor time an update on both sides, the median ratio, and how far the numbers are apart."""
-    ours = DrQv2Agent(size.recipe, size.frame, ACTIONS)
+def compare(size: Size, device: str) -> dict[str, float]:
+    """Milliseconds an update on both sides, the median ratio, and how far the numbers are apart.
+
+    The milliseconds are processor time on a CPU, time on a GPU.
+    """
+    ours = DrQv2Agent(size.recipe, size.frame, ACTIONS, device=device)
     plain = PlainUpdate(ours)
     batch = make_batch(size, np.random.default_rng(0))
     apart = 0.0
     for _ in range(2):  # the second update sees what the first one made; it also warms up
         draws = [ours.draw(size.recipe.batch_size)]
-        apart = max(apart, _apart(_time(ours.update, batch, draws)[0], _time(plain.update, batch, draws)[0]))
+        said = [_time(update, batch, draws, device)[0] for update in (ours.update, plain.update)]
+        apart = max(apart, _apart(*said))
     seen: dict[str, list[float]] = {"ours": [], "plain": []}
-    for _ in range(size.rounds):
-        draws = [ours.draw(size.recipe.batch_size) for _ in range(size.updates)]
-        seen["ours"].append(_time(ours.update, batch, draws)[1])
-        seen["plain"].append(_time(plain.update, batch, draws)[1])
+    longer = 1 if device == "cpu" else GPU_UPDATES
+    for _ in range(size.rounds * longer):
+        draws = [ours.draw(size.recipe.batch_size) for _ in range(size.updates * longer)]
+        seen["ours"].append(_time(ours.update, batch, draws, device)[1])
+        seen["plain"].append(_time(plain.update, batch, draws, device)[1])
     ratios = [slow / fast for slow, fast in zip(seen["plain"], seen["ours"], strict=True)]
     return {
         "ours_ms": 1000 * statistics.median(seen["ours"]),
@@ -181,7 +191,7 @@ def replay_memory(folder: Path, rows: int) -> dict[str, float]:
 
 
 def _child(options: Options, *arguments: str) -> dict[str, float]:
-    settings = ("--out", str(options.out), "--threads", str(options.threads))
+    settings = ("--out", str(options.out), "--threads", str(options.threads), "--device", options.device)
     command = [sys.executable, "-m", "benchmarks.drqv2", *arguments, *settings]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -202,13 +212,15 @@ def _memory() -> dict[str, float]:
 
 
 def _time(
-    update: Callable[[Batch, int, Draws], dict[str, float]], batch: Batch, draws: list[Draws]
+    update: Callable[[Batch, int, Draws], dict[str, float]], batch: Batch, draws: list[Draws], device: str
 ) -> tuple[dict[str, float], float]:
-    # Processor time: with one thread that of an idle machine, whatever else runs on this one.
-    start = time.process_time()
+    # Processor time: with one thread that of an idle machine, whatever else runs on this one. An update ends with
+    # numbers on the CPU, so a GPU has done it by then.
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
     for item in draws:
         said = update(batch, 20_000, item)
-    return said, (time.process_time() - start) / len(draws)
+    return said, (clock() - start) / len(draws)
 
 
 def _apart(ours: dict[str, float], plain: dict[str, float]) -> float:
@@ -221,7 +233,7 @@ def main(options: Options) -> int:
     torch.set_num_threads(options.threads)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.alone:
-        print(json.dumps(compare(sizes()[options.alone])))
+        print(json.dumps(compare(sizes()[options.alone], options.device)))
         return 0
     if options.memory_rows:
         with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
@@ -233,7 +245,12 @@ def main(options: Options) -> int:
         with console.status(f"measuring {name}"):
             # A fresh process: large buffers change how the allocator treats the small ones that come after them.
             updates[name] = _child(options, "--alone", name)
-    found: dict[str, object] = {"threads": options.threads, "torch": torch.__version__, "updates": updates}
+    found: dict[str, object] = {
+        "threads": options.threads,
+        "device": device_name(options.device),
+        "torch": torch.__version__,
+        "updates": updates,
+    }
     table = Table("size", "batch", "ours ms", "plain ms", "plain / ours", "difference", title="an update of DrQ-v2")
     for name, row in updates.items():
         spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"

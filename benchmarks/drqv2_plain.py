@@ -7,6 +7,7 @@ a loss depends on, an Adam of torch's default kind for each part, and the target
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,9 +32,9 @@ def bilinear_shift(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     count, _, side, _ = images.shape
     padded = functional.pad(images, (pad,) * 4, "replicate")
     width = side + 2 * pad
-    line = torch.linspace(-1 + 1 / width, 1 - 1 / width, width)[:side]
+    line = torch.linspace(-1 + 1 / width, 1 - 1 / width, width, device=images.device)[:side]
     base = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).expand(count, -1, -1, -1)
-    grid = base + shifts[:, None, None].float() * 2 / width
+    grid = base + shifts.to(images.device)[:, None, None].float() * 2 / width
     return functional.grid_sample(padded, grid, padding_mode="zeros", align_corners=False)
 
 
@@ -59,13 +60,15 @@ class PlainUpdate:
     def update(self, batch: Batch, step: int, draws: Draws) -> dict[str, float]:
         """One update; the same numbers as `DrQv2Agent.update`."""
         nets, clip, std = self.networks, self.recipe.noise_clip, schedule(self.recipe.noise, step)
-        reward, discount = (torch.from_numpy(values)[:, None] for values in (batch.reward, batch.discount))
+        device = self.agent.device
+        reward, discount = (torch.from_numpy(values)[:, None].to(device) for values in (batch.reward, batch.discount))
+        draws = replace(draws, noise=draws.noise.to(device), next_noise=draws.next_noise.to(device))
         features = nets.encoder(self._augment(batch.observation, draws.shift))
         with torch.no_grad():
             following = nets.encoder(self._augment(batch.next_observation, draws.next_shift))
             next_action = truncated_normal(nets.actor(following), std, draws.next_noise, clip)
             target = td_target(reward, discount, *nets.critic_target(following, next_action))
-        q1, q2 = nets.critic(features, torch.from_numpy(batch.action))
+        q1, q2 = nets.critic(features, torch.from_numpy(batch.action).to(device))
         fit = critic_loss(q1, q2, target)
         for optimizer in self.critic_optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -96,5 +99,6 @@ class PlainUpdate:
         }
 
     def _augment(self, observation: NDArray[np.generic], shifts: Tensor | None) -> Tensor:
-        joined = torch.from_numpy(observation).reshape(len(observation), *self.agent.input_shape).float()
+        whole = torch.from_numpy(observation).reshape(len(observation), *self.agent.input_shape)
+        joined = whole.to(self.agent.device).float()
         return joined if shifts is None else bilinear_shift(joined, shifts, self.recipe.shift)

@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import lightly_methods
+from benchmarks.devices import device_name
 from benchmarks.lightly_methods import Size, TrainStep
 from v2r_core.methods import load_method
 from v2r_core.methods.method import Horizon, Recipe
@@ -45,6 +46,8 @@ class Options:
     """Rounds, ours and theirs in turn; ratios are medians over them."""
     threads: int = 1
     """CPU threads of both."""
+    device: str = "cpu"
+    """Where both compute: `cpu`, or `cuda` for a GPU."""
     memory: str = ""
     """Internal: measure the memory of `ours:METHOD` or `lightly:METHOD` in this process."""
 
@@ -68,10 +71,10 @@ def recipe(name: str, size: Size) -> Recipe:
     return dataclasses.replace(tiny, batch_size=size.batch, size=size.image, **changes[name])
 
 
-def ours(name: str, size: Size) -> TrainStep:
+def ours(name: str, size: Size, device: str) -> TrainStep:
     """Our method with its own optimizer, driven as the training loop does it."""
     method_type = load_method(name)
-    method = method_type(recipe(name, size), Horizon(1000, 10, size.batch, 1000 * size.batch))
+    method = method_type(recipe(name, size), Horizon(1000, 10, size.batch, 1000 * size.batch)).to(device)
     optimizer = method.optimizer()
     number = 0
 
@@ -90,7 +93,19 @@ def ours(name: str, size: Size) -> TrainStep:
     return step
 
 
-def make_batch(name: str, size: Size) -> dict[str, object]:
+def lightly(name: str, size: Size, device: str) -> TrainStep:
+    """Lightly's side of it; its modules have their masks and queues made on the device by torch's default."""
+    with torch.device(device):
+        inner: TrainStep = getattr(lightly_methods, name)(size)
+
+    def step(batch: dict[str, object]) -> float:
+        with torch.device(device):
+            return inner(batch)
+
+    return step
+
+
+def make_batch(name: str, size: Size, device: str) -> dict[str, object]:
     """Views of noise, and the masks that our sampler draws."""
     torch.manual_seed(0)
     spec = load_method(name).data(recipe(name, size))
@@ -98,20 +113,22 @@ def make_batch(name: str, size: Size) -> dict[str, object]:
     batch: dict[str, object] = {"views": views, "names": ["noise"] * size.batch}
     if spec.masks is not None:
         batch |= spec.masks(size.batch, 1, torch.Generator().manual_seed(0))
-    return batch
+    batch["views"] = [view.to(device) for view in views]
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def compare(name: str, size: Size, steps: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of processor time a step, ours and theirs in turn, and the median ratio."""
-    batch = make_batch(name, size)
-    contenders = {"ours": ours(name, size), "lightly": getattr(lightly_methods, name)(size)}
+def compare(name: str, size: Size, options: Options) -> dict[str, float]:
+    """Milliseconds a step (of processor time on a CPU), ours and theirs in turn, and the median ratio."""
+    device = options.device
+    batch = make_batch(name, size, device)
+    contenders = {"ours": ours(name, size, device), "lightly": lightly(name, size, device)}
     for step in contenders.values():
         step(batch)
         step(batch)
     seen: dict[str, list[float]] = {key: [] for key in contenders}
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for key, step in contenders.items():
-            seen[key].append(_time(step, batch, steps))
+            seen[key].append(_time(step, batch, options.steps, device))
     ratios = [theirs / mine for theirs, mine in zip(seen["lightly"], seen["ours"], strict=True)]
     return {
         "ours_ms": 1000 * statistics.median(seen["ours"]),
@@ -122,14 +139,16 @@ def compare(name: str, size: Size, steps: int, rounds: int) -> dict[str, float]:
     }
 
 
-def peak_memory(which: str, size: Size, steps: int) -> float:
-    """MB that building and running one contender adds to this process, which must be a fresh one."""
+def peak_memory(which: str, size: Size, steps: int, device: str) -> float:
+    """MB that building and running one contender adds to this process, a fresh one, or takes of the GPU's memory."""
     side, _, name = which.partition(":")
-    batch = make_batch(name, size)
+    batch = make_batch(name, size, device)
     before = psutil.Process().memory_info().rss
-    step = ours(name, size) if side == "ours" else getattr(lightly_methods, name)(size)
+    step = ours(name, size, device) if side == "ours" else lightly(name, size, device)
     for _ in range(steps):
         step(batch)
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 1e6
     # Not getrusage: its maximum is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text()
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
@@ -141,17 +160,18 @@ def main(options: Options) -> int:
     torch.set_num_threads(options.threads)
     size = Size()
     if options.memory:
-        print(peak_memory(options.memory, size, 4))
+        print(peak_memory(options.memory, size, 4, options.device))
         return 0
     console = Console()
     found: dict[str, dict[str, float]] = {}
     for name in options.methods:
         with console.status(f"measuring {name}"):
-            found[name] = compare(name, size, options.steps, options.rounds)
+            found[name] = compare(name, size, options)
             for side in ("ours", "lightly"):
-                found[name][f"{side}_mb"] = _memory_of(f"{side}:{name}", options.threads)
+                found[name][f"{side}_mb"] = _memory_of(f"{side}:{name}", options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"threads": options.threads, "methods": found}, indent=2) + "\n")
+    where = {"threads": options.threads, "device": device_name(options.device)}
+    options.out.write_text(json.dumps(where | {"methods": found}, indent=2) + "\n")
     table = Table("method", "ours ms", "lightly ms", "lightly / ours", "ours MB", "lightly MB", title="a training step")
     for name, row in found.items():
         spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
@@ -164,16 +184,20 @@ def main(options: Options) -> int:
     return int(bool(missed) or fast < 2)
 
 
-def _time(step: Callable[[dict[str, object]], float], batch: dict[str, object], steps: int) -> float:
+def _time(step: Callable[[dict[str, object]], float], batch: dict[str, object], steps: int, device: str) -> float:
     # Processor time: with one thread that of an idle machine, whatever else runs on this one.
-    start = time.process_time()
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
     for _ in range(steps):
         step(batch)
-    return (time.process_time() - start) / steps
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return (clock() - start) / steps
 
 
-def _memory_of(which: str, threads: int) -> float:
-    arguments = [sys.executable, "-m", "benchmarks.train_step", "--memory", which, "--threads", str(threads)]
+def _memory_of(which: str, options: Options) -> float:
+    arguments = [sys.executable, "-m", "benchmarks.train_step", "--memory", which]
+    arguments += ["--threads", str(options.threads), "--device", options.device]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=dict(os.environ))
     return float(done.stdout.split()[-1])
 

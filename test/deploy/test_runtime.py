@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 
+from v2r_core import DEFAULT_BUNDLE
 from v2r_core.deploy import runtime
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.folder import BundleError
-from v2r_core.deploy.runtime import PROVIDERS, ProviderError, Session, choose_providers, engine_cache_root, engine_key
+from v2r_core.deploy.gpu import gpu_name
+from v2r_core.deploy.runtime import (
+    PROVIDERS,
+    ProviderError,
+    Session,
+    choose_providers,
+    engine_cache_root,
+    engine_key,
+    providers_here,
+)
 
 CPU, CUDA, TENSORRT = PROVIDERS["cpu"], PROVIDERS["cuda"], PROVIDERS["tensorrt"]
 
@@ -44,7 +54,7 @@ def test_a_provider_that_cannot_be_had_is_named(wanted: list[str], word: str) ->
 
 
 def test_embeddings_are_those_of_the_graph(tiny_bundle: Path) -> None:
-    session = Session(load_bundle(tiny_bundle))
+    session = Session(load_bundle(tiny_bundle), providers=["cpu"])
     frames = np.random.default_rng(0).integers(0, 256, (3, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
     assert session.provider == CPU
     np.testing.assert_allclose(session(frames), tiny.embed(frames), atol=1e-5)
@@ -116,3 +126,38 @@ def test_scoring_never_imports_torch(tiny_bundle: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gpu_gives_the_same_embeddings(precision: str) -> None:
+    import onnxruntime
+
+    if CUDA not in onnxruntime.get_available_providers() or not gpu_name():
+        pytest.skip("no GPU, or no onnxruntime-gpu")
+    bundle = load_bundle(DEFAULT_BUNDLE)
+    size = bundle.manifest.encoder.preprocess.size
+    frames = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    session = Session(bundle, precision, ["cuda"])
+    assert session.provider == CUDA
+    expected, found = Session(bundle, "fp32", ["cpu"])(frames), session(frames)
+    cosine = (expected * found).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1)
+    assert cosine.min() > 0.9999
+
+
+def test_libraries_of_pip_are_loaded_before_a_gpu_is_asked_for(monkeypatch, capsys) -> None:
+    import onnxruntime
+
+    def preload() -> None:
+        calls.append(1)
+        print("Failed to load libcudart")
+
+    calls: list[int] = []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(runtime, "tensorrt_version", lambda: "")
+    assert providers_here(["auto"]) == [CUDA, CPU]
+    assert providers_here(["cpu"]) == [CPU]
+    monkeypatch.setattr(runtime, "tensorrt_version", lambda: "101300")
+    assert providers_here(["auto"]) == [TENSORRT, CUDA, CPU]
+    assert calls == [1, 1]
+    assert not capsys.readouterr().out

@@ -322,6 +322,17 @@ def test_render_does_not_depend_on_which_samples_are_rendered_together(monkeypat
     assert torch.equal(render(pixels[rows], look.rows(rows)), together[rows])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("view", [dino_views(32, 32, 1)[1], simclr_views(32)[0]])
+def test_a_gpu_renders_the_same(view):
+    view = replace(view, gray=0.5, blur=0.5, solarize=0.5)
+    pixels = torch.randint(0, 256, (10, 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    look = look_of(view, 10)
+    ours, theirs = (render(pixels.to(device), look).cpu() for device in ("cpu", "cuda"))
+    # A level next to solarisation's threshold, or a hue next to a sector's edge, may fall on its other side.
+    assert ((ours - theirs).abs() > 1e-4).float().mean() < 1e-3
+
+
 def test_all_frames_of_a_clip_look_alike():
     view = View(20, jitter=JITTER, jitter_p=1.0, blur=0.5, gray=0.2, solarize=0.2)
     still = torch.randint(0, 256, (6, 1, 20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

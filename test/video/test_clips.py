@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -273,6 +275,27 @@ def test_a_worker_is_not_stopped_by_decoders_that_its_parent_left_behind(folder)
     finally:
         gc.enable()
         gc.collect()
+
+
+def test_a_worker_that_collects_garbage_before_anything_else(folder):
+    program = (
+        "import gc, os, sys\n"
+        "from v2r_core.video import open_video\n"
+        "from v2r_core.video.augment import View\n"
+        "from v2r_core.video.batches import make_loader\n"
+        "from v2r_core.video.clips import ClipDataset, DataSpec\n"
+        "from v2r_core.video.footage import find_videos\n"
+        "dataset = ClipDataset([sys.argv[1]], DataSpec((View(size=8),)))\n"
+        "gc.disable()\n"
+        "for source in find_videos([sys.argv[1]]):\n"
+        "    video = open_video(source); video[3]\n"
+        "    cycle = [video]; cycle.append(cycle); del video, cycle\n"
+        "os.register_at_fork(after_in_child=gc.collect)\n"
+        "print(len(list(make_loader(dataset, 8, 1, steps=2))))\n"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "2\n", done.stderr
 
 
 def test_endless(folder):

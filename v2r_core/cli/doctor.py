@@ -19,7 +19,7 @@ from rich.table import Table
 from v2r_core import DEFAULT_BUNDLE
 from v2r_core.deploy.bundle import load_bundle
 from v2r_core.deploy.gpu import gpu_name, tensorrt_version
-from v2r_core.deploy.runtime import PROVIDERS, Session
+from v2r_core.deploy.runtime import PROVIDERS, Session, providers_here
 
 Level = Literal["ok", "note", "problem"]
 COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
@@ -65,7 +65,7 @@ def examine() -> Iterator[Finding]:
     yield _profile()
     yield _shared_memory()
     yield from _providers()
-    yield _model()
+    yield from _model()
 
 
 def _version(package: str) -> str | None:
@@ -160,9 +160,18 @@ def _providers() -> Iterator[Finding]:
         yield Finding("TensorRT", "ok", tensorrt)
 
 
-def _model() -> Finding:
+def _model() -> Iterator[Finding]:
     try:
-        session = Session(load_bundle(DEFAULT_BUNDLE), providers=["cpu"])
+        bundle = load_bundle(DEFAULT_BUNDLE)
+        session = Session(bundle, providers=["cpu"])
+        yield Finding("shipped model", "ok", f"self-check passed, {session.warm_up():.1f} ms a frame on one CPU thread")
+        if gpu_name() and PROVIDERS["cuda"] in providers_here(["auto"]):
+            session = Session(bundle, providers=["cuda"])
+            found = f"{session.warm_up():.2f} ms a frame in {session.precision} by {session.provider}"
+            if session.provider == PROVIDERS["cuda"]:
+                yield Finding("shipped model on the GPU", "ok", f"self-check passed, {found}")
+            else:
+                remedy = "pip install 'onnxruntime-gpu[cuda,cudnn]', or CUDA and cuDNN of the version it was built for"
+                yield Finding("shipped model on the GPU", "problem", f"CUDA's libraries do not load: {found}", remedy)
     except (ValueError, RuntimeError, OSError) as error:
-        return Finding("shipped model", "problem", str(error), "install the package again")
-    return Finding("shipped model", "ok", f"self-check passed, {session.warm_up():.1f} ms a frame on one CPU thread")
+        yield Finding("shipped model", "problem", str(error), "install the package again")

@@ -29,7 +29,7 @@ from v2r_core.deploy.folder import (
     read_manifest,
     write_manifest_file,
 )
-from v2r_core.deploy.runtime import PROVIDERS, choose_providers, session_options
+from v2r_core.deploy.runtime import PROVIDERS, providers_here, session_options
 from v2r_core.video.resize import Frame, Preprocess, resize_frame
 
 MANIFEST = "policy.json"
@@ -225,7 +225,7 @@ class _Network:
     def __init__(self, path: Path, given: str | None, taken: str, threads: int, providers: Sequence[str]) -> None:
         import onnxruntime  # noqa: PLC0415 (0.15 s and 60 MB that a reader of bundles does not need)
 
-        names = choose_providers(providers, onnxruntime.get_available_providers())
+        names = providers_here(providers)
         chosen = [name for name in names if name != PROVIDERS["tensorrt"]]
         try:
             self._session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=chosen)

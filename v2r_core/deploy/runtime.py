@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,31 @@ def choose_providers(wanted: Sequence[str], available: Sequence[str]) -> list[st
     return chosen
 
 
+def providers_here(wanted: Sequence[str]) -> list[str]:
+    """`choose_providers` of the installed ONNX Runtime: `auto` without a TensorRT that is not there.
+
+    The CUDA libraries of pip's packages are loaded on the way: `onnxruntime-gpu[cuda,cudnn]` brings them into a folder
+    where the system does not look.
+
+    Raises:
+        ProviderError: see `choose_providers`.
+    """
+    import onnxruntime  # noqa: PLC0415 (0.15 s and 60 MB that a reader of bundles does not need)
+
+    names = choose_providers(wanted, onnxruntime.get_available_providers())
+    if list(wanted) == ["auto"] and PROVIDERS["tensorrt"] in names and not tensorrt_version():
+        # onnxruntime-gpu names TensorRT whether or not it is installed, and complains at length when it is not.
+        names.remove(PROVIDERS["tensorrt"])
+    if names[0] != PROVIDERS["cpu"] and hasattr(onnxruntime, "preload_dlls"):
+        said = io.StringIO()
+        with redirect_stdout(said):  # it prints what it does not find, which may still be found elsewhere
+            onnxruntime.preload_dlls()
+        for line in said.getvalue().split("\n"):
+            if line:
+                _log.debug("onnxruntime: %s", line)
+    return names
+
+
 class Session:
     """An encoder that is ready to run: uint8 frames in, float32 embeddings out.
 
@@ -123,7 +149,7 @@ class Session:
         """
         import onnxruntime  # noqa: PLC0415 (0.15 s and 60 MB that a reader of bundles does not need)
 
-        names = choose_providers(providers, onnxruntime.get_available_providers())
+        names = providers_here(providers)
         chosen: Precision = precision or ("fp32" if names[0] == PROVIDERS["cpu"] else "fp16")
         if precision is None and chosen not in bundle.manifest.encoder.graphs:
             chosen = next(iter(bundle.manifest.encoder.graphs))
@@ -236,7 +262,7 @@ class NetworkSession:
 
         spec = bundle.manifest.networks[name]
         graph = bundle.path / spec.graph
-        chosen = choose_providers(providers, onnxruntime.get_available_providers())
+        chosen = providers_here(providers)
         options = session_options(threads)
         try:
             self._session = onnxruntime.InferenceSession(

@@ -113,11 +113,13 @@ def train(
         steps=(last - start) * options.accumulate,
         device=accelerator.device,
     )
+    # Before anything starts a thread: a worker is forked, and what a thread holds at that moment stays held in it.
+    batches = iter(loader)
     trainer = _Trainer(run, accelerator, wrapped, method, stepper, options, labels)
     with RunLog(run, horizon.steps, start, accelerator.is_main_process) as log, stop_signals() as stopping:
         for name, reason in dataset.skipped:
             log.say(f"skipped {name}: {reason}")
-        trainer.run(iter(loader), start, last, log, stopping)
+        trainer.run(batches, start, last, log, stopping)
     accelerator.end_training()
     return run
 

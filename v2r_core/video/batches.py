@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def make_loader(
             "batch_size from 1, workers and start_step from 0 and rank from 0 to world - 1 expected"
         )
     on_cpu = torch.device(device).type == "cpu"
-    return DataLoader(
+    return _Loader(
         _Batches(dataset, rank, on_cpu),
         batch_size=None,
         sampler=_Order(dataset, batch_size, start_step, steps, rank, world),
@@ -104,6 +105,16 @@ def finish(batch: Batch, device: str | torch.device = "cpu") -> Batch:
         for view, look in zip(batch["views"], batch["looks"], strict=True)
     ]
     return done
+
+
+class _Loader(DataLoader[Batch]):
+    """Leaves no decoder as garbage to its workers."""
+
+    def __iter__(self) -> Any:
+        # A worker may collect its copy of the garbage before `_start_worker` runs: it would wait for ever for the
+        # threads of a decoder, which were not forked.
+        gc.collect()
+        return super().__iter__()
 
 
 @dataclass(frozen=True)
