@@ -2,8 +2,8 @@
 # Makes what benchmarks/policies.py trains policies with: tools/policy_bundles.sh EPISODES BUNDLES TASK...
 # EPISODES is the folder `train` of benchmarks/make_episodes.py (--train-noisy 30 --train-random 20), with experts, noisy
 # experts and random rollouts of the tasks. For each task: eyes, VIP, UVD, TimeRewarder, its goal form, and goals out of
-# the first expert's episode; and once for all of them VIPER and Diffusion Reward, unless VIDEO_MODELS=no. Runs lie in
-# BUNDLES/runs. What is there already is kept; a run that was cut short goes on.
+# the first expert's episode; and once for all of them VIPER and Diffusion Reward, standardised for each task, unless
+# VIDEO_MODELS=no. Runs lie in BUNDLES/runs. What is there already is kept; a run that was cut short goes on.
 set -euo pipefail
 [ $# -ge 3 ] || { echo "usage: $0 EPISODES BUNDLES TASK..." >&2; exit 2; }
 episodes=$1 bundles=$2
@@ -46,10 +46,20 @@ for task in "$@"; do
 done
 
 [ "${VIDEO_MODELS:-yes}" = no ] && exit 0
-demonstrations=("${@/#/$episodes/expert/}")
+tasks=("$@") demonstrations=("${@/#/$episodes/expert/}")
+standardized() { # REWARD: a bundle for each task, its reward with mean 0 and deviation 1 on the task's experts
+  export_to "$1" "$1"
+  for task in "${tasks[@]}"; do
+    [ -e "$bundles/$1-$task" ] && continue
+    rm -rf "$bundles/$1-$task.part"
+    cp -r "$bundles/$1" "$bundles/$1-$task.part"
+    "${v2r[@]}" standardize "$bundles/$1-$task.part" --data "$episodes/expert/$task"
+    mv "$bundles/$1-$task.part" "$bundles/$1-$task"
+  done
+}
 train vq vqgan --preset tiny --every 4 --data "${demonstrations[@]}"
 train viper viper --preset tiny --tokenizer "$bundles/runs/vq" --every 4 --data "${demonstrations[@]}"
-export_to viper viper
+standardized viper
 train vqdr vqgan --preset tiny-diffusion-reward --every 8 --data "${demonstrations[@]}"
 train diffusion diffusion-reward --preset tiny --tokenizer "$bundles/runs/vqdr" --data "${demonstrations[@]}"
-export_to diffusion diffusion
+standardized diffusion

@@ -1,6 +1,7 @@
 """VIPER: a tokenizer's run first, then the transformer on its codes; what is averaged, exported and loaded again."""
 
 import dataclasses
+from pathlib import Path
 
 import av
 import numpy as np
@@ -153,9 +154,13 @@ def test_the_tokenizer_is_that_of_its_run(tokenizer):
     assert part.name != method.frozen().name
 
 
-def test_a_run_can_be_trained_resumed_and_loaded(tokenizer, videos, tmp_path):
+def test_a_run_can_be_trained_resumed_and_loaded_from_another_folder(tokenizer, videos, tmp_path, monkeypatch):
     recipe = toy_recipe(tokenizer, stride=1)
-    run = train("viper", recipe, [videos], tmp_path / "viper", OPTIONS)
+    monkeypatch.chdir(Path(tokenizer).parent)
+    run = train(
+        "viper", dataclasses.replace(recipe, tokenizer=Path(tokenizer).name), [videos], tmp_path / "viper", OPTIONS
+    )
+    monkeypatch.chdir(tmp_path)
     assert list(run.glob("picture-*.png"))
     train("viper", recipe, [videos], run, dataclasses.replace(OPTIONS, resume=True, stop_after=3))
     loaded = method_of_run(run)

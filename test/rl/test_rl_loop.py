@@ -54,6 +54,13 @@ def task_of(bundle: Path, **changes: Any) -> Task:
     return Task(**{"env": BLOB, "reward": "dense", "camera": 48, "horizon": 60, "observation": str(bundle), **changes})
 
 
+def test_bundles_are_recorded_with_their_whole_path(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle.parent)
+    (bundle.parent / "sparse").mkdir()
+    task = task_of(Path(bundle.name), reward="sparse").with_whole_paths()
+    assert (task.observation, task.reward, task.goal) == (str(bundle), "sparse", "")
+
+
 def options_of(**changes: Any) -> RlOptions:
     plain = {"steps": 300, "eval_every": 0, "eval_episodes": 2, "video": False, "threads": 1, "save_every": 10_000}
     return RlOptions(**{**plain, **changes})

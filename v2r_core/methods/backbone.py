@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class BackboneRecipe(Recipe):
             success (ReWiND, section on video rewind).
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("encoder", "weights")
     encoder: str = DEFAULT_ENCODER
     weights: str = ""
     freeze: bool = True

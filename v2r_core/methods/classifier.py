@@ -62,6 +62,7 @@ class SupervisedOptions(SimCLROptions):
         classes: number of classes.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("start_from",)
     start_from: str = ""
     classes: int = 1000
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from v2r_core.methods.method import Recipe
 from v2r_core.nn.denoiser import DenoiserConfig
@@ -53,6 +53,7 @@ class DiffusionRewardRecipe(Recipe):
         samples: chains a frame of the exported reward.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("tokenizer",)
     tokenizer: str = ""
     size: int = 64
     channels: tuple[int, ...] = (128, 128, 256, 256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from v2r_core.methods.method import Recipe
 
@@ -102,6 +102,7 @@ class DinoV2Recipe(Recipe):
     final_weight_decay: float = 0.4
     clip: float = 3.0
     freeze_last_layer: int = 1
+    paths: ClassVar[tuple[str, ...]] = ("init_from", "continue_from")
     init_from: str = ""
     continue_from: str = ""
     head_warmup_epochs: int = 0

@@ -28,6 +28,9 @@ class Recipe(abc.ABC):
         compat: `official` computes what the released code does, `paper` what the paper says, where the two differ.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Fields that may name a file, or the folder of a run."""
+
     epochs: int = 100
     batch_size: int = 256
     precision: Literal["no", "fp16", "bf16"] = "no"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class ViperRecipe(Recipe):
             have an average too. The release has no such limit; after some 90000 steps it makes no difference.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("tokenizer",)
     tokenizer: str = ""
     classes: int = 0
     frames: int = 16

@@ -10,7 +10,7 @@ has no gradient for the discriminator, and the discriminator's none for the reco
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -83,6 +83,7 @@ class VQGANRecipe(Recipe):
     codes: int = 256
     beta: float = 0.25
     l1: float = 1.0
+    paths: ClassVar[tuple[str, ...]] = ("perceptual_weights", "lpips_weights")
     perceptual: str = VGG16
     perceptual_weights: str = ""
     lpips_weights: str = ""

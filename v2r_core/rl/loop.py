@@ -69,6 +69,7 @@ def train(recipe: DrQv2Recipe, task: Task, options: RlOptions, out: str | Path) 
     run = Path(out).expanduser()
     if options.threads:
         torch.set_num_threads(options.threads)
+    task = task.with_whole_paths()
     claim(run, record_of(recipe, task, options), options.resume)
     with _Trainer(run, recipe, task, options) as trainer:
         trainer.run()

@@ -28,7 +28,7 @@ from v2r_core.training.collapse import CollapseWatch
 from v2r_core.training.features import frame_features
 from v2r_core.training.log import RunLog
 from v2r_core.training.options import RunOptions
-from v2r_core.training.record import claim, new_record
+from v2r_core.training.record import claim, new_record, with_whole_paths
 from v2r_core.training.signals import stop_signals
 from v2r_core.video.batches import finish, make_loader
 from v2r_core.video.clips import ClipDataset, steps_per_epoch
@@ -61,6 +61,7 @@ def train(
         TrainingError: the loss is not finite, or the last checkpoint could not be saved.
     """
     run = Path(out).expanduser()
+    recipe = with_whole_paths(recipe)
     accelerator = Accelerator(
         mixed_precision=recipe.precision,
         cpu=options.cpu,

@@ -36,6 +36,14 @@ def new_record(method: str, recipe: Recipe, horizon: Horizon, dataset: ClipDatas
     return result
 
 
+def with_whole_paths(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths where its `paths` name something, so that a run can be used from any folder."""
+    found = {name: Path(getattr(recipe, name)).expanduser() for name in recipe.paths}
+    there = {name: path for name, path in found.items() if path.is_file() or (path / RUN).is_file()}
+    whole: dict[str, Any] = {name: str(path.absolute()) for name, path in there.items()}
+    return dataclasses.replace(recipe, **whole)
+
+
 def _median_rate(dataset: ClipDataset) -> float | None:
     """Frames a second of the videos, their median; None where none of them has a rate."""
     rates = [source.fps for source in dataset.sources if math.isfinite(source.fps)]
