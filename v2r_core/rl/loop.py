@@ -16,13 +16,11 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from v2r_core.rl.drqv2 import DrQv2Agent
 from v2r_core.rl.drqv2_recipe import DrQv2Recipe
@@ -95,7 +93,9 @@ class _Trainer:
         self.evaluator: Evaluator | None = None
         self.rollouts = Rollouts(self.setup, [self._next_seed() for _ in range(options.envs)])
         layout = observer.layout(self.rollouts.action_dim)
-        self.store = ReplayStore(run / "replay", layout, _capacity(layout.row_bytes, recipe, options))
+        # As many rows as the recipe wants, or as much of the disk as it may have.
+        capacity = min(recipe.replay_rows * layout.row_bytes, math.floor(options.replay_gb * 1e9))
+        self.store = ReplayStore(run / "replay", layout, capacity)
         self.agent = DrQv2Agent(recipe, self.shape, self.rollouts.action_dim, seed=options.seed, device=self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
@@ -338,22 +338,13 @@ class _Trainer:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.recent, self.metrics = state["recent"], state["metrics"]
-        self.best = tuple(state.get("best", self.best))  # runs of older versions have none
+        self.best = tuple(state["best"])
         if self.novelty is not None:
             self.novelty.load_state_dict(state["novelty"])
             self.novelty.optimizer.load_state_dict(state["novelty_optimizer"])
         self.store.rewind(state["stored"])
-        histories = [(seed, _arrays(actions)) for seed, actions in state["in_progress"]]
+        histories = [(seed, [action.numpy() for action in actions]) for seed, actions in state["in_progress"]]
         self.rollouts.come_back(histories)
 
 
 _COUNTERS = ("agent_steps", "env_steps", "updates", "episodes", "saved_at", "evaluated_at")
-
-
-def _arrays(actions: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
-    return [cast(NDArray[np.float32], action.numpy()) for action in actions]
-
-
-def _capacity(row_bytes: int, recipe: DrQv2Recipe, options: RlOptions) -> int:
-    """Bytes of the replay: as many rows as the recipe wants, or as much of the disk as it may have."""
-    return min(recipe.replay_rows * row_bytes, math.floor(options.replay_gb * 1e9))
