@@ -338,7 +338,7 @@ class _Trainer:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.recent, self.metrics = state["recent"], state["metrics"]
-        self.best = tuple(state["best"])
+        self.best = tuple(state.get("best", self.best))  # runs of older versions have none
         if self.novelty is not None:
             self.novelty.load_state_dict(state["novelty"])
             self.novelty.optimizer.load_state_dict(state["novelty_optimizer"])
