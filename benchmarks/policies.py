@@ -70,8 +70,8 @@ REWARDS: dict[str, list[str]] = {
     "viper": ["--reward", "{bundles}/viper-{task}", "--reward-mode", "sparse", "--novelty", "0.5"],
     "diffusion": ["--reward", "{bundles}/diffusion-{task}", "--reward-mode", "sparse", "--novelty", "0.95"],
 }
-"""time, viper and diffusion as their papers mix them with the sparse reward and novelty. The video models of the last two
-are of all tasks together, standardised on the experts of one; the other bundles are of one task each."""
+"""time, viper and diffusion as their papers mix them with the sparse reward and novelty. The video models of the last
+two are of all tasks together, standardised on the experts of one; the other bundles are of one task each."""
 
 
 @dataclass(frozen=True)
