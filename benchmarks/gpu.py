@@ -24,15 +24,14 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from benchmarks.devices import device_name
+from benchmarks.devices import device_name, noise_batch
 from v2r_core import DEFAULT_BUNDLE
 from v2r_core.deploy.bundle import Precision, load_bundle
 from v2r_core.deploy.gpu import gpu_name
 from v2r_core.deploy.runtime import Session
 from v2r_core.methods import load_method
-from v2r_core.methods.method import Horizon, Method, Recipe
+from v2r_core.methods.method import Horizon, Method
 from v2r_core.training.loop import set_rates
 from v2r_core.video.augment import View, dino_views, moco_v2_views, simclr_views
 from v2r_core.video.draws import draw_look, uniforms_needed
@@ -60,18 +59,6 @@ class Options:
     """Steps that are timed, after three that are not."""
     device: str = "cuda"
     """Where to compute; `cpu` to try the benchmark itself."""
-
-
-def noise_batch(recipe: Recipe, name: str, device: str) -> dict[str, object]:
-    """Views of noise, and the masks that the method's own sampler draws."""
-    spec, count = load_method(name).data(recipe), recipe.batch_size
-    frames = () if spec.frames == 1 else (spec.frames,)
-    generator = torch.Generator().manual_seed(0)
-    views = [torch.randn(count, 3, *frames, view.size, view.size, generator=generator) for view in spec.views]
-    batch: dict[str, object] = {"views": [view.to(device) for view in views], "names": ["noise"] * count}
-    if spec.masks is not None:
-        batch |= spec.masks(count, 1, generator)
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def measure_method(name: str, preset: str, options: Options) -> dict[str, dict[str, float | str]]:

@@ -20,10 +20,9 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from benchmarks import lightly_methods
-from benchmarks.devices import device_name
+from benchmarks.devices import device_name, noise_batch
 from benchmarks.lightly_methods import Size, TrainStep
 from v2r_core.methods import load_method
 from v2r_core.methods.method import Horizon, Recipe
@@ -105,22 +104,10 @@ def lightly(name: str, size: Size, device: str) -> TrainStep:
     return step
 
 
-def make_batch(name: str, size: Size, device: str) -> dict[str, object]:
-    """Views of noise, and the masks that our sampler draws."""
-    torch.manual_seed(0)
-    spec = load_method(name).data(recipe(name, size))
-    views: list[Tensor] = [torch.randn(size.batch, 3, view.size, view.size) for view in spec.views]
-    batch: dict[str, object] = {"views": views, "names": ["noise"] * size.batch}
-    if spec.masks is not None:
-        batch |= spec.masks(size.batch, 1, torch.Generator().manual_seed(0))
-    batch["views"] = [view.to(device) for view in views]
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
 def compare(name: str, size: Size, options: Options) -> dict[str, float]:
     """Milliseconds a step (of processor time on a CPU), ours and theirs in turn, and the median ratio."""
     device = options.device
-    batch = make_batch(name, size, device)
+    batch = noise_batch(recipe(name, size), name, device)
     contenders = {"ours": ours(name, size, device), "lightly": lightly(name, size, device)}
     for step in contenders.values():
         step(batch)
@@ -142,7 +129,7 @@ def compare(name: str, size: Size, options: Options) -> dict[str, float]:
 def peak_memory(which: str, size: Size, steps: int, device: str) -> float:
     """MB that building and running one contender adds to this process, a fresh one, or takes of the GPU's memory."""
     side, _, name = which.partition(":")
-    batch = make_batch(name, size, device)
+    batch = noise_batch(recipe(name, size), name, device)
     before = psutil.Process().memory_info().rss
     step = ours(name, size, device) if side == "ours" else lightly(name, size, device)
     for _ in range(steps):

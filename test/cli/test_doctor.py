@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from v2r_core.cli import doctor
 from v2r_core.cli.doctor import Doctor, Finding, examine
+from v2r_core.deploy.bundle import Bundle
 
 
 def by_subject() -> dict[str, Finding]:
@@ -21,6 +23,25 @@ def test_every_problem_has_a_remedy() -> None:
 
 def test_the_shipped_model_is_checked() -> None:
     assert "self-check passed" in by_subject()["shipped model"].found
+
+
+@pytest.mark.parametrize(("runs", "level"), [("CUDAExecutionProvider", "ok"), ("CPUExecutionProvider", "problem")])
+def test_a_gpu_that_is_not_used(runs: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeSession:
+        precision = "fp16"
+
+        def __init__(self, bundle: Bundle, providers: list[str]) -> None:
+            self.provider = runs if providers == ["cuda"] else "CPUExecutionProvider"
+
+        def warm_up(self) -> float:
+            return 1.0
+
+    monkeypatch.setattr(doctor, "Session", FakeSession)
+    monkeypatch.setattr(doctor, "gpu_name", lambda: "Orin sm87")
+    monkeypatch.setattr(doctor, "providers_here", lambda _: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    finding = by_subject()["shipped model on the GPU"]
+    assert finding.level == level
+    assert ("onnxruntime-gpu" in finding.remedy) == (level == "problem")
 
 
 def test_two_ros_installations_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,8 @@ def task_of(bundle: Path, **changes: Any) -> Task:
 def test_bundles_are_recorded_with_their_whole_path(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(bundle.parent)
     (bundle.parent / "sparse").mkdir()
-    task = task_of(Path(bundle.name), reward="sparse").with_whole_paths()
+    loop.train(SMALL, task_of(Path(bundle.name), reward="sparse"), options_of(steps=60), bundle.parent / "whole")
+    task = recorded(bundle.parent / "whole")[1]
     assert (task.observation, task.reward, task.goal) == (str(bundle), "sparse", "")
 
 

@@ -32,7 +32,8 @@ def losses(name, videos, run, **changes):
 def test_a_gpu_gives_the_losses_of_a_cpu(name, videos, tmp_path):
     on_cpu = losses(name, videos, tmp_path / "cpu", cpu=True)
     # Convolutions of a GPU are in TF32, and what is drawn on the device (MoCo's shuffling, dropped paths) differs.
-    assert losses(name, videos, tmp_path / "gpu") == pytest.approx(on_cpu, rel=0.05, abs=0.05)
+    # MoCo's first loss is next to nothing: its queue is still noise.
+    assert losses(name, videos, tmp_path / "gpu") == pytest.approx(on_cpu, rel=0.05, abs=0.05 if name == "moco" else 0)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -109,9 +109,8 @@ def providers_here(wanted: Sequence[str]) -> list[str]:
         said = io.StringIO()
         with redirect_stdout(said):  # it prints what it does not find, which may still be found elsewhere
             onnxruntime.preload_dlls()
-        for line in said.getvalue().split("\n"):
-            if line:
-                _log.debug("onnxruntime: %s", line)
+        if said.getvalue():
+            _log.debug("onnxruntime: %s", said.getvalue())
     return names
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from v2r_core.deploy.bundle import MANIFEST
 from v2r_core.rl.drqv2 import DrQv2Agent
 from v2r_core.rl.drqv2_recipe import DrQv2Recipe
 from v2r_core.rl.envs import EnvironmentFailure
@@ -36,7 +37,7 @@ from v2r_core.rl.runs import BEST, record_of, setup_of
 from v2r_core.rl.saving import load_state, save_state
 from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints, step_of
 from v2r_core.training.log import RunLog
-from v2r_core.training.record import claim
+from v2r_core.training.record import claim, with_whole_paths
 from v2r_core.training.signals import stop_signals
 from v2r_core.video.writing import write_video
 
@@ -67,7 +68,7 @@ def train(recipe: DrQv2Recipe, task: Task, options: RlOptions, out: str | Path) 
     run = Path(out).expanduser()
     if options.threads:
         torch.set_num_threads(options.threads)
-    task = task.with_whole_paths()
+    task = with_whole_paths(task, ("reward", "goal", "observation"), MANIFEST)
     claim(run, record_of(recipe, task, options), options.resume)
     with _Trainer(run, recipe, task, options) as trainer:
         trainer.run()

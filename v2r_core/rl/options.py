@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 METHOD = "drqv2"
 """Of a run of `v2r rl train`, in its run.json."""
@@ -59,13 +59,6 @@ class Task:
             raise ValueError(f"camera is {self.camera}, at least 16 pixels expected")
         if self.horizon < 0:
             raise ValueError(f"horizon is {self.horizon}, 0 or a number of steps expected")
-
-    def with_whole_paths(self) -> Task:
-        """The same with absolute paths for what is a bundle or a file, so that a run can be used from any folder."""
-        found = {name: Path(getattr(self, name)).expanduser() for name in ("reward", "goal", "observation")}
-        there = {name: path for name, path in found.items() if path.is_file() or (path / "bundle.json").is_file()}
-        whole: dict[str, Any] = {name: str(path.absolute()) for name, path in there.items()}
-        return replace(self, **whole)
 
     @property
     def paid_by_bundle(self) -> bool:

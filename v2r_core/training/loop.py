@@ -23,6 +23,7 @@ from torch import Tensor
 
 from v2r_core.methods import load_method
 from v2r_core.methods.method import Batch, Horizon, Method, Recipe, Step
+from v2r_core.methods.runs import RUN
 from v2r_core.training import checkpoint
 from v2r_core.training.collapse import CollapseWatch
 from v2r_core.training.features import frame_features
@@ -61,7 +62,7 @@ def train(
         TrainingError: the loss is not finite, or the last checkpoint could not be saved.
     """
     run = Path(out).expanduser()
-    recipe = with_whole_paths(recipe)
+    recipe = with_whole_paths(recipe, recipe.paths, RUN)
     accelerator = Accelerator(
         mixed_precision=recipe.precision,
         cpu=options.cpu,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from v2r_core.methods.method import Horizon, Recipe
 from v2r_core.methods.runs import RUN, read_run
 from v2r_core.training.checkpoint import plain, write_json
 from v2r_core.video.clips import ClipDataset
+
+Settings = TypeVar("Settings")
 
 _COMPARED = ("recipe", "horizon", "task", "options")
 """Parts of a record that a resumed run must share; a kind of run has those that it needs."""
@@ -36,12 +39,18 @@ def new_record(method: str, recipe: Recipe, horizon: Horizon, dataset: ClipDatas
     return result
 
 
-def with_whole_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths where its `paths` name something, so that a run can be used from any folder."""
-    found = {name: Path(getattr(recipe, name)).expanduser() for name in recipe.paths}
-    there = {name: path for name, path in found.items() if path.is_file() or (path / RUN).is_file()}
-    whole: dict[str, Any] = {name: str(path.absolute()) for name, path in there.items()}
-    return dataclasses.replace(recipe, **whole)
+def with_whole_paths(settings: Settings, names: Sequence[str], marker: str) -> Settings:
+    """Settings with absolute paths, so that a run can be used from any folder.
+
+    Args:
+        settings: a dataclass.
+        names: fields that may name a file or a folder; what is neither stays as it is.
+        marker: file that a folder has which is meant.
+    """
+    found = {name: Path(getattr(settings, name)).expanduser() for name in names}
+    there = {name: path for name, path in found.items() if path.is_file() or (path / marker).is_file()}
+    whole = {name: str(path.absolute()) for name, path in there.items()}
+    return cast(Settings, dataclasses.replace(cast(Any, settings), **whole))
 
 
 def _median_rate(dataset: ClipDataset) -> float | None:
