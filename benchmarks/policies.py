@@ -91,6 +91,8 @@ class Options:
     """Environment steps of a run."""
     eval_every: int = 3_000
     """Environment steps between two evaluations."""
+    noise: tuple[float, ...] = ()
+    """In place of the preset's exploration noise over the agent's steps, as `v2r rl train --noise` has it."""
     jobs: int = 1
     """Runs side by side, one thread each."""
     out: Path = Path("out/bench/policies.json")
@@ -161,6 +163,7 @@ def run(options: Options, task: str, reward: str, seed: int) -> Outcome:
         *("--observation", str(options.bundles / f"eyes-{task}"), "--horizon", str(HORIZON), "--seed", str(seed)),
         *("--steps", str(options.steps), "--eval-every", str(options.eval_every), "--stop-at", "1", "--no-video"),
         *("--threads", "1", "--out", str(folder), *words),
+        *(["--noise", *map(str, options.noise)] if options.noise else []),
         *(["--resume"] if (folder / "run.json").is_file() else []),
     ]
     began = time.perf_counter()
