@@ -175,7 +175,7 @@ class DinoV2(Method):
         seen, masked = self._features(self.student, images, batch["mask"], where)
         features = [seen]
         if count:
-            features.append(self.student.backbone.tokens(torch.cat(batch["views"][2:]))[:, 0])
+            features.append(self.student.backbone.class_tokens(torch.cat(batch["views"][2:])))
         (answers, *local), of_patches = self.student.heads(features, masked)
         # Each global crop answers what the teacher says about the other one.
         swapped = torch.cat(crops.chunk(2)[::-1])

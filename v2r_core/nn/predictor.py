@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from v2r_core.nn.block import LAYER_NORM_EPS, Block
 from v2r_core.nn.positions import sincos_2d, sincos_3d
 from v2r_core.nn.tail import block_tail
-from v2r_core.nn.vit import init_weights, take
+from v2r_core.nn.vit import init_weights
 
 
 class Predictor(nn.Module):
@@ -102,4 +102,5 @@ class Predictor(nn.Module):
 
 def at_targets(tokens: Tensor, target_index: Tensor) -> Tensor:
     """An encoder's tokens (B, N, D) at the positions (R * B, P) that a predictor was asked for: (R * B, P, D)."""
-    return take(tokens.repeat(len(target_index) // len(tokens), 1, 1), target_index)
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+    return tokens[rows, target_index.unflatten(0, (-1, len(tokens)))].flatten(0, 1)

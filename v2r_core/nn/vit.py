@@ -35,7 +35,7 @@ from v2r_core.nn.positions import (
     sincos_2d,
     sincos_3d,
 )
-from v2r_core.nn.tail import block_front
+from v2r_core.nn.tail import class_token
 
 ARCHITECTURES = {
     "mini": (192, 4, 3),
@@ -217,8 +217,9 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) or clips (B, 3, T, H, W) to one embedding each, (B, D), as `config.pool` says."""
-        tokens = self.tokens(images)
-        return tokens[:, 0] if self.config.pool == "cls" else tokens[:, self.config.prefix :].mean(dim=1)
+        if self.config.pool == "cls":
+            return self.class_tokens(images)
+        return self.tokens(images)[:, self.config.prefix :].mean(dim=1)
 
     def tokens(self, images: Tensor, *, keep: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """All tokens after the last norm.
@@ -243,7 +244,7 @@ class VisionTransformer(nn.Module):
         *before, final = cast(list[Block], list(self.blocks))
         for block in before:
             tokens = block(tokens)
-        return self.norm(block_front(final, tokens, 1))[:, 0]
+        return self.norm(class_token(final, tokens))
 
     def last_tokens(self, images: Tensor, count: int) -> list[Tensor]:
         """Outputs of the last `count` blocks, each after the last norm, (B, prefix + N, D), in the order of depth."""

@@ -228,9 +228,8 @@ class _Trainer:
         if self.metrics:
             numbers |= {key: float(np.mean([entry[key] for entry in self.metrics])) for key in self.metrics[-1]}
             self.metrics.clear()
-        text = (
-            f"return {numbers['return']:.3g}  success {np.mean(self.recent):.2f}  {numbers['steps_per_s']:.3g} steps/s"
-        )
+        rate, wins = numbers["steps_per_s"], np.mean(self.recent)
+        text = f"return {numbers['return']:.3g}  success {wins:.2f}  {rate:.3g} steps/s"
         self.log.step(self.env_steps, numbers, text)
 
     def _replace_environments(self, error: EnvironmentFailure) -> None:
