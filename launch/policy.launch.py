@@ -20,30 +20,30 @@ ARGUMENTS = {
     "reset_environment": ("", "Trigger service that resets robot or simulation before an episode; empty: none"),
     "record_dir": ("", "folder for transitions; empty: none are written"),
     "params_file": ("", "YAML file of parameters; the arguments above win where they are not empty"),
-    "start_enabled": ("false", "the robot moves at once, without ~/enable; for simulations"),
-    "auto_restart": ("false", "begin the next episode after the end of one"),
+    "start_enabled": ("", "true: the robot moves at once, without ~/enable; for simulations"),
+    "auto_restart": ("", "true: begin the next episode after the end of one"),
     "autostart": ("true", "configure and activate at once; false: leave that to a lifecycle manager"),
-    "use_sim_time": ("false", "take the time from /clock"),
+    "use_sim_time": ("", "true: take the time from /clock"),
     "log_level": ("info", "debug, info, warn or error"),
 }
-FLAGS = ("start_enabled", "auto_restart")
+FLAGS = ("start_enabled", "auto_restart", "use_sim_time")
 
 
 def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     parameters: list[object] = []
     if params_file := value(context, "params_file"):
         parameters.append(params_file)
-    own: dict[str, object] = {"use_sim_time": is_true(context, "use_sim_time")}
+    own: dict[str, object] = {name: is_true(context, name) for name in FLAGS if value(context, name)}
     for name in ("model", "reset_environment", "record_dir"):
         if given := value(context, name):
             own[name] = ParameterValue(given, value_type=str)
-    own |= {name: True for name in FLAGS if is_true(context, name)}
-    if compressed := is_true(context, "compressed"):
+    if is_true(context, "compressed"):
         own["image_transport"] = "compressed"
     parameters.append(own)
     image = value(context, "image")
     remappings = [
-        ("image/compressed", f"{image}/compressed") if compressed else ("image", image),
+        ("image", image),
+        ("image/compressed", f"{image}/compressed"),
         ("reward", value(context, "reward")),
         ("~/action", value(context, "action")),
     ]

@@ -28,7 +28,7 @@ ARGUMENTS = {
     "record": ("false", "record image, reward, info and diagnostics with ros2 bag"),
     "bag": ("", "folder of the recording; empty: v2r_<date>_<time> here"),
     "autostart": ("true", "configure and activate at once; false: leave that to a lifecycle manager"),
-    "use_sim_time": ("false", "take the time from /clock"),
+    "use_sim_time": ("", "true: take the time from /clock"),
     "log_level": ("info", "debug, info, warn or error"),
 }
 
@@ -37,22 +37,23 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     parameters: list[object] = []
     if params_file := value(context, "params_file"):
         parameters.append(params_file)
-    own: dict[str, object] = {"use_sim_time": is_true(context, "use_sim_time")}
+    own: dict[str, object] = (
+        {"use_sim_time": is_true(context, "use_sim_time")} if value(context, "use_sim_time") else {}
+    )
     for name in ("model", "reward", "goal", "goals_dir"):
         if given := value(context, name):
             own[name] = ParameterValue(given, value_type=str)
-    if compressed := is_true(context, "compressed"):
+    if is_true(context, "compressed"):
         own["image_transport"] = "compressed"
     parameters.append(own)
     image = value(context, "image")
-    relative = "image/compressed" if compressed else "image"
     node = LifecycleNode(
         package="v2r_ros",
         executable="reward_node",
         name="reward_node",
         namespace=value(context, "namespace"),
         parameters=parameters,
-        remappings=[(relative, f"{image}/compressed" if compressed else image)],
+        remappings=[("image", image), ("image/compressed", f"{image}/compressed")],
         arguments=["--ros-args", "--log-level", f"reward_node:={value(context, 'log_level')}"],
         output="screen",
     )

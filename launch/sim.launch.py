@@ -32,18 +32,18 @@ ARGUMENTS = {
     "reward": ("", "vip, uvd, pixel, or what the bundle has learned; empty: the bundle's"),
     "goal": ("", "goal image or demonstration video, relative to goals_dir or package://"),
     "goals_dir": ("", "folder that goal files must lie in; empty: the shipped clips"),
-    "env": ("metaworld:door-close-v3", "metaworld:TASK, dm_control:DOMAIN-TASK, gym:ID"),
-    "action_repeat": ("1", "steps of the simulator for each action, as in the policy's training"),
-    "horizon": ("0", "steps of the simulator in an episode; 0: its own limit"),
-    "seed": ("0", "seed of the first episode"),
-    "speed": ("1.0", "factor on real time; 0: as fast as the actions come, only with lockstep"),
-    "lockstep": ("false", "publish the next image only after the action for the last one, and its reward, have come"),
-    "sim_params": ("", "YAML file of sim_node's parameters; the arguments above win"),
+    "env": ("", "metaworld:TASK, dm_control:DOMAIN-TASK, gym:ID"),
+    "action_repeat": ("", "steps of the simulator for each action, as in the policy's training"),
+    "horizon": ("", "steps of the simulator in an episode; 0: its own limit"),
+    "seed": ("", "seed of the first episode"),
+    "speed": ("", "factor on real time; 0: as fast as the actions come, only with lockstep"),
+    "lockstep": ("", "true: publish the next image only after the action for the last one, and its reward, have come"),
+    "sim_params": ("", "YAML file of sim_node's parameters; the arguments above win where they are not empty"),
     "reward_params": ("", "YAML file of reward_node's parameters"),
     "policy_params": ("", "YAML file of policy_node's parameters"),
     "record_dir": ("", "folder for transitions; empty: none are written"),
-    "start_enabled": ("true", "begin at once; false: wait for ~/enable"),
-    "auto_restart": ("true", "one episode after the other"),
+    "start_enabled": ("true", "begin at once; false: wait for ~/enable; wins over the file"),
+    "auto_restart": ("true", "one episode after the other; wins over the file"),
     "record": ("false", "record all topics of the loop with ros2 bag"),
     "bag": ("", "folder of the recording; empty: v2r_<date>_<time> here"),
     "autostart": ("true", "configure and activate the lifecycle nodes at once"),
@@ -52,14 +52,15 @@ SIMULATION = {"env": str, "action_repeat": int, "horizon": int, "seed": int, "sp
 
 
 def _simulation(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    own = {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, kind in SIMULATION.items()}
+    given = {name: kind for name, kind in SIMULATION.items() if value(context, name)}
+    own = {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, kind in given.items()}
     file = value(context, "sim_params")
     return [
         Node(
             package="v2r_ros",
             executable="sim_node",
             name="sim_node",
-            parameters=[*([file] if file else []), own],
+            parameters=[*([file] if file else []), *([own] if own else [])],
             remappings=[("action", ACTION), ("reward", REWARD)],
             output="screen",
         )

@@ -34,6 +34,8 @@ class Recorder(Node):
         path = Path(self.get_parameter("bag").value)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._typestore = get_typestore(Stores.ROS2_JAZZY)
+        if path.exists():
+            raise ValueError(f"bag {path} exists, and recordings are never written over; give another path")
         self._bag = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
         self._bag.open()
         self._open = True

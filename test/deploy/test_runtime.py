@@ -61,6 +61,18 @@ def test_embeddings_are_those_of_the_graph(tiny_bundle: Path) -> None:
     assert session(frames).dtype == np.float32
 
 
+def test_a_gpu_that_does_not_start_leaves_the_cpu_its_own_graph(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half precision is slow on a CPU, and is chosen before it is known that the GPU does not run."""
+    bundle = load_bundle(DEFAULT_BUNDLE)
+    monkeypatch.setattr(runtime, "providers_here", lambda wanted: [CUDA, CPU])
+    session = Session(bundle)
+    assert (session.provider, session.precision) == (CPU, "fp32")
+    assert "was asked for but" in caplog.text
+    assert Session(bundle, "fp16").precision == "fp16"
+
+
 def test_self_check_refuses_another_computation(tmp_path: Path) -> None:
     bundle = load_bundle(tiny.write_tiny_bundle(tmp_path / "odd", factor=1.01))
     with pytest.raises(BundleError, match="self-check failed"):

@@ -58,6 +58,16 @@ def test_recorder_leaves_a_readable_bag(tmp_path: Path, clip: Path, number: int)
     assert rewards.curve.subgoal_count.max() == 1
 
 
+def test_recorder_does_not_write_over_a_recording(tmp_path: Path) -> None:
+    (tmp_path / "bag").mkdir()
+    with make_graph(tmp_path) as graph:
+        process = graph.start("v2r_ros.recorder", {"bag": str(tmp_path / "bag"), "topics": ["/image"]})
+        assert process.wait(timeout=20) == 1
+        said = graph.log("recorder")
+    assert f"{tmp_path / 'bag'} exists" in said and "give another path" in said
+    assert "Traceback" not in said
+
+
 def test_video_node_ends_by_itself_and_on_request(tmp_path: Path, clip: Path) -> None:
     with make_graph(tmp_path) as graph:
         short = graph.start("v2r_ros.video_node", {"video": str(clip), "rate": 200.0}, "short")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from node_harness import make_graph
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import GetParameters
 from test_closed_loop import DEMONSTRATION, ENV, RATE, roll_out
 from test_launch import WHY_NOT, launch, state_of
 from tiny_bundle import write_tiny_bundle
@@ -15,6 +17,7 @@ from tiny_policy import write_seeker
 
 from v2r_core.video.writing import write_video
 from v2r_msgs.msg import Episode
+from v2r_ros.graph import Graph
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
 FOLDER = Path(__file__).parents[1]
@@ -63,6 +66,36 @@ def test_policy_launch_remaps_and_waits_to_be_enabled(tmp_path: Path) -> None:
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0, (tmp_path / "ros" / "launch.log").read_text()
+
+
+def test_files_count_where_no_argument_is_given(tmp_path: Path) -> None:
+    """Start-up arguments win over the files when they are given, also those that say no."""
+    simulation, policy = tmp_path / "sim.yaml", tmp_path / "policy.yaml"
+    simulation.write_text(
+        f"/**/sim_node:\n  ros__parameters:\n    env: '{ENV}'\n    seed: 7\n    speed: 2.0\n    lockstep: true\n"
+    )
+    policy.write_text("/**/policy_node:\n  ros__parameters:\n    start_enabled: true\n    auto_restart: true\n")
+    path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
+    arguments = ["autostart:=false", f"sim_params:={simulation}", f"policy_params:={policy}"]
+    arguments += ["speed:=3.0", "start_enabled:=false"]
+    with make_graph(tmp_path) as graph:
+        process = launch("sim.launch.py", graph.domain, tmp_path / "ros", *arguments, PYTHONPATH=path)
+        try:
+            nodes = {"policy_node", "sim_node"}
+            graph.spin(lambda: nodes <= set(graph.node.get_node_names()), 60.0, "the nodes")
+            found = parameters_of(graph, "/sim_node", ["env", "seed", "speed", "lockstep"])
+            assert [found[0].string_value, found[1].integer_value] == [ENV, 7]
+            assert [found[2].double_value, found[3].bool_value] == [3.0, True]
+            found = parameters_of(graph, "/policy_node", ["start_enabled", "auto_restart", "use_sim_time"])
+            assert [value.bool_value for value in found] == [False, True, True]
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0, (tmp_path / "ros" / "launch.log").read_text()
+
+
+def parameters_of(graph: Graph, node: str, names: list[str]) -> list[ParameterValue]:
+    request = GetParameters.Request(names=names)
+    return list(graph.call(GetParameters, f"{node}/get_parameters", request).values)
 
 
 def test_record_covers_the_whole_loop(tmp_path: Path) -> None:

@@ -146,32 +146,38 @@ class Session:
             ProviderError: see `choose_providers`.
             BundleError: the graph does not load or does not have the documented input and output.
         """
-        import onnxruntime  # noqa: PLC0415 (0.15 s and 60 MB that a reader of bundles does not need)
-
         names = providers_here(providers)
         chosen: Precision = precision or ("fp32" if names[0] == PROVIDERS["cpu"] else "fp16")
         if precision is None and chosen not in bundle.manifest.encoder.graphs:
             chosen = next(iter(bundle.manifest.encoder.graphs))
-        options = session_options(threads)
         self.size = bundle.manifest.encoder.preprocess.size
         self.embedding_dim = bundle.manifest.encoder.embedding_dim
-        self.precision: Precision = chosen
         self._check = bundle.manifest.check
         graph = bundle.graph(chosen)
-        specs = [(name, self._provider_options(name, bundle, chosen, batch)) for name in names]
         with _heartbeat(f"{graph.name}: {names[0]} is still preparing (a TensorRT engine can take minutes)"):
-            try:
-                self._session = onnxruntime.InferenceSession(str(graph), options, providers=specs)
-            except Exception as error:  # onnxruntime raises its own, undocumented types
-                raise BundleError(f"{graph}: onnxruntime cannot load it: {error}") from error
+            self._session = self._open(bundle, chosen, names, threads, batch)
             self.provider: str = self._session.get_providers()[0]
             if self.provider != names[0]:
                 _log.warning("%s was asked for but %s runs; `v2r doctor` says why", names[0], self.provider)
+                if precision is None and self.provider == PROVIDERS["cpu"] and "fp32" in bundle.manifest.encoder.graphs:
+                    chosen, graph = "fp32", bundle.graph("fp32")
+                    self._session = self._open(bundle, chosen, [self.provider], threads, batch)
+            self.precision: Precision = chosen
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
             if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(uint8)":
                 raise BundleError(f"{graph}: one uint8 input and one output expected; export the bundle again")
             self._input, self._output = inputs[0].name, outputs[0].name
             self.self_check()
+
+    def _open(self, bundle: Bundle, precision: Precision, names: Sequence[str], threads: int, batch: int) -> Any:
+        import onnxruntime  # noqa: PLC0415 (0.15 s and 60 MB that a reader of bundles does not need)
+
+        graph = bundle.graph(precision)
+        specs = [(name, self._provider_options(name, bundle, precision, batch)) for name in names]
+        try:
+            return onnxruntime.InferenceSession(str(graph), session_options(threads), providers=specs)
+        except Exception as error:  # onnxruntime raises its own, undocumented types
+            raise BundleError(f"{graph}: onnxruntime cannot load it: {error}") from error
 
     def _provider_options(self, name: str, bundle: Bundle, precision: Precision, batch: int) -> dict[str, Any]:
         if name != PROVIDERS["tensorrt"]:
