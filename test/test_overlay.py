@@ -47,6 +47,20 @@ def test_a_video_of_a_step_reward_shows_each_reward(monkeypatch, tmp_path):
         np.testing.assert_array_equal(picture[360:], strip(reward=reward))
 
 
+@pytest.mark.parametrize(("count", "index", "shown"), [(3, 1, 1), (1, 0, 2), (0, 0, 2)])
+def test_the_picture_is_of_the_subgoal_that_the_reward_pursues(monkeypatch, tmp_path, count, index, shown):
+    """A reward without subgoals looks at the last one of a goal that has three."""
+    curve = RewardCurve.from_samples([RewardSample(0.1, 0.1, NAN, NAN, index, count, 0.1)])
+    targets = [np.full((48, 64, 3), level, np.uint8) for level in (10, 120, 240)]
+    written = []
+    monkeypatch.setattr(overlay, "write_video", lambda path, pictures, fps: written.extend(pictures))
+    overlay.write_overlay(tmp_path / "a.mp4", [FRAME], curve, ["ok"], targets, 30.0)
+    expected = draw_overlay(
+        FRAME, **(SHOWN | {"reward": 0.1, "subgoal_index": index, "subgoal_count": count}), target=targets[shown]
+    )
+    np.testing.assert_array_equal(written[0], expected)
+
+
 @pytest.mark.parametrize("status", ["bad_image", "out_of_distribution"])
 def test_a_status_that_is_bad_is_red(status):
     picture = strip(status=status)

@@ -53,6 +53,20 @@ class ActionMap:
             raise ValueError(f"action {action.tolist()} is not {self.dim} finite numbers")
         return np.clip(self._scale * action + self._offset, self._low, self._high)
 
+    def check_zero(self) -> None:
+        """Refuses limits that leave out 0, which stops the robot where when_unsafe is zero.
+
+        Raises:
+            ValueError: 0 lies below action_low or above action_high for some number.
+        """
+        for number, (low, high) in enumerate(zip(self._low, self._high, strict=True)):
+            if not low <= 0 <= high:
+                raise ValueError(
+                    f"when_unsafe is zero, but number {number} of a command has to lie in {low:g} to {high:g} "
+                    "(action_low, action_high), where 0 is not; let them include it, or set when_unsafe to hold where "
+                    "the numbers are positions"
+                )
+
     def action(self, command: NDArray[np.float64]) -> NDArray[np.float32]:
         """The action in [-1, 1] that a command stands for: what is recorded as done, float32 (A,)."""
         return np.clip((command - self._offset) / self._scale, -1, 1).astype(np.float32)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
-from v2r_core.deploy.goals import GOAL_SUFFIX, Together
+from v2r_core.deploy.goals import GOAL_SUFFIX, Together, file_goal_name
 from v2r_core.deploy.own_goal import read_goal_pictures
-from v2r_core.deploy.stream import Scorer
+from v2r_core.deploy.stream import Scorer, SizedFrames, View
 from v2r_core.overlay import small_target
 from v2r_core.rewards.goal import Goal, goal_name, load_goal
 from v2r_core.video import Video, VideoError, open_video
@@ -54,6 +54,26 @@ class MadeGoal:
     targets: tuple[Frame, ...] = ()
 
 
+class Wanted:
+    """A video whose frames are read as long as somebody wants them."""
+
+    def __init__(self, video: SizedFrames, check: Callable[[], object]) -> None:
+        """`check` is called with each frame; what it raises ends the reading."""
+        self._video, self._check = video, check
+
+    def __len__(self) -> int:
+        return len(self._video)
+
+    def __iter__(self) -> Iterator[View]:
+        for view in self._video:
+            self._check()
+            yield view
+
+
+def nothing() -> None:
+    """A check that always lets the work go on."""
+
+
 def is_video(uri: str) -> bool:
     """True if the name says that it is a video file."""
     return Path(uri).suffix.lower() in VIDEO_SUFFIXES
@@ -94,7 +114,13 @@ def resolve_goal(uri: str, goals_dir: Path) -> Path:
 
 
 def goal_from_files(
-    scorer: Scorer, files: Sequence[Path], max_bytes: int, max_pixels: int, max_frames: int, subgoals: bool
+    scorer: Scorer,
+    files: Sequence[Path],
+    max_bytes: int,
+    max_pixels: int,
+    max_frames: int,
+    subgoals: bool,
+    check: Callable[[], object] = nothing,
 ) -> Goal:
     """Makes a goal of an image or of a demonstration video of each camera, or reads a saved one (`v2r goal`).
 
@@ -105,13 +131,17 @@ def goal_from_files(
         max_pixels: largest image or video frame.
         max_frames: longest video.
         subgoals: split the demonstration into subgoals; needs a video. A saved goal has them or not.
+        check: called with each frame of a video; what it raises ends the work.
+
+    Returns:
+        The goal, named by `file_goal_name`.
 
     Raises:
         GoalError: it cannot be read, is too large, or has no subgoals to find.
     """
-    name = goal_name(files[0].name)
     if files[0].suffix.lower() == GOAL_SUFFIX:
         return _saved_goal(files[0], max_bytes)
+    name = goal_name(files[0].name)
     images = [file.suffix.lower() in IMAGE_SUFFIXES for file in files]
     if any(images) and not all(images):
         raise GoalError(Result.RESULT_INVALID_REQUEST, f"{name}: an image for one camera and a video for another")
@@ -120,17 +150,27 @@ def goal_from_files(
     try:
         if images[0]:
             view = tuple(_read_image(file, max_bytes, max_pixels) for file in files)
-            return scorer.goal_from_frames([view], name)
+            return scorer.goal_from_frames([view], file_goal_name(files))
         with ExitStack() as stack:
             videos = [stack.enter_context(open_video(file)) for file in files]
             for file, video in zip(files, videos, strict=True):
                 _check_video(file.name, video, max_pixels, max_frames)
-            return scorer.goal_from_video(Together(videos), name, subgoals)
+            return scorer.goal_from_video(
+                Wanted(Together(videos), check), _video_name(scorer, files, subgoals), subgoals
+            )
     except (ImageError, VideoError, OSError) as error:
         raise GoalError(Result.RESULT_INVALID_IMAGE, f"{name}: {error}") from error
 
 
-def goal_targets(goal: Goal, file: Path, max_bytes: int, max_pixels: int) -> tuple[Frame, ...]:
+def _video_name(scorer: Scorer, files: Sequence[Path], subgoals: bool) -> str:
+    name = file_goal_name(files)
+    # The same video with its subgoals is another goal.
+    return goal_name(f"{name}, end only") if scorer.reward_name == "uvd" and not subgoals else name
+
+
+def goal_targets(
+    goal: Goal, file: Path, max_bytes: int, max_pixels: int, check: Callable[[], object] = nothing
+) -> tuple[Frame, ...]:
     """Small pictures of a goal's subgoals out of the file that it was made from, see `MadeGoal`.
 
     Args:
@@ -138,6 +178,7 @@ def goal_targets(goal: Goal, file: Path, max_bytes: int, max_pixels: int) -> tup
         file: that of the first camera.
         max_bytes: as there.
         max_pixels: as there.
+        check: called before each frame of a video; what it raises leaves the pictures away.
 
     Returns:
         One a subgoal; none for a saved goal, and where the file can no longer be read: the goal holds without them.
@@ -149,7 +190,11 @@ def goal_targets(goal: Goal, file: Path, max_bytes: int, max_pixels: int) -> tup
         if suffix in IMAGE_SUFFIXES:
             return (small_target(_read_image(file, max_bytes, max_pixels)),)
         with open_video(file) as video:
-            return tuple(small_target(video[int(number)]) for number in goal.milestone_frames)
+            pictures = []
+            for number in goal.milestone_frames:
+                check()
+                pictures.append(small_target(video[int(number)]))
+            return tuple(pictures)
     except (GoalError, ImageError, VideoError, OSError, IndexError):
         return ()
 
@@ -163,8 +208,8 @@ def _saved_goal(file: Path, max_bytes: int) -> Goal:
     if (size := file.stat().st_size) > max_bytes:
         raise GoalError(Result.RESULT_INVALID_IMAGE, f"{file.name} has {size} bytes; {max_bytes} are accepted")
     try:
-        return load_goal(file)
-    except ValueError as error:
+        return replace(load_goal(file), name=file_goal_name([file]))
+    except (ValueError, OSError) as error:
         raise GoalError(Result.RESULT_INVALID_IMAGE, str(error)) from error
 
 

@@ -23,14 +23,15 @@ class Mailbox(Generic[T]):
         self.received = 0
         self.dropped = 0
 
-    def put(self, item: T) -> None:
-        """Stores an item, replacing one that waits. Never blocks."""
+    def put(self, item: T) -> bool:
+        """Stores an item; True if it replaced one that waited. Never blocks."""
         with self._condition:
             self.received += 1
-            if self._item is not None:
-                self.dropped += 1
+            replaced = self._item is not None
+            self.dropped += replaced
             self._item = item
             self._condition.notify()
+            return replaced
 
     def take(self, timeout: float | None = None) -> T | None:
         """Waits for an item and removes it; None after the timeout in seconds, or once closed and empty."""

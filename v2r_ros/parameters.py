@@ -147,14 +147,21 @@ POLICY_NODE = (
     Spec(
         "when_unsafe",
         "zero",
-        "command while it is not safe to move; zero stops velocities, hold repeats the last position",
+        "command while it is not safe to move; zero stops velocities, and has to lie within the limits; hold repeats "
+        "the last position",
         choices=("zero", "hold"),
     ),
-    Spec("use_reward", True, "false: move without a reward; only camera, actor and ~/enable stop the robot then"),
+    Spec(
+        "use_reward",
+        True,
+        "true: the robot moves from an episode's first reward on; false: without any, and only camera, actor and "
+        "~/enable stop it",
+    ),
     Spec(
         "reward_timeout",
         0.5,
-        "seconds without a reward, by the wall clock, after which the robot stops",
+        "seconds without a reward, by the wall clock, or by which rewards lie behind images, by their stamps, after "
+        "which the robot stops",
         low=0.02,
         high=3600.0,
     ),
@@ -192,7 +199,7 @@ POLICY_NODE = (
     Spec(
         "time_limit",
         30.0,
-        "longest episode, in seconds of the images' stamps; 0: none",
+        "longest episode, in seconds of the images' stamps; 0: none. Stamps that go back end it as a fault",
         when="always",
         low=0.0,
         high=86400.0,

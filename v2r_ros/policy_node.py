@@ -26,7 +26,7 @@ from v2r_msgs.msg import Episode, Reward
 from v2r_ros import parameters
 from v2r_ros.describe_policy import policy_diagnostics
 from v2r_ros.driver import Done, Driver, Turn
-from v2r_ros.episodes import END_NAMES, EpisodeLog, nanoseconds
+from v2r_ros.episodes import END_NAMES, Beginning, EpisodeLog, nanoseconds
 from v2r_ros.images import compressed_to_rgb, message_to_rgb
 from v2r_ros.lifecycle import GuardedLifecycleNode
 from v2r_ros.policy_parts import Parts, make_parts, subscribe_to_image, subscribe_to_reward
@@ -44,7 +44,7 @@ class State(Enum):
 
     DISABLED = "disabled"
     RESETTING = "resetting"
-    WAITING = "waiting for an image"
+    WAITING = "waiting for image and reward"
     RUNNING = "running"
 
 
@@ -70,6 +70,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._state = State.DISABLED
         self._reason = ""
         self._log: EpisodeLog | None = None
+        self._beginning = Beginning(None)
         self._count = 0
         self._image_s = math.nan
         self._settled_s = 0.0
@@ -108,6 +109,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._pacer, self._telemetry = Pacer(1 / parts.policy.rate), Telemetry()
         self._state, self._count, self._log, self._image_s = State.DISABLED, 0, None, math.nan
         self._active = True
+        self._beginning = Beginning(values["reward_timeout"] if values["use_reward"] else None)
         self._sources = [subscribe_to_image(self, values, self._on_image)]
         if values["use_reward"]:
             self._sources.append(subscribe_to_reward(self, values["reward_deadline"], parts.guard, self._on_reward))
@@ -133,13 +135,18 @@ class PolicyNode(GuardedLifecycleNode):
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._image_s = time.monotonic()
         assert self._parts is not None and self._driver is not None
-        self._parts.guard.image(self._image_s)
         moment = nanoseconds(message.header.stamp) or self._now_ns()
         if self._state is State.WAITING:
+            if not self._beginning.image(self._image_s, moment):
+                return
             self._begin(moment, message.header.frame_id)
         elif self._state is not State.RUNNING:
             return
         assert self._log is not None
+        self._parts.guard.image(self._image_s, moment)
+        if back := self._log.gone_back(moment):
+            self._end(Episode.END_FAULT, why=back)
+            return
         if not self._pacer.due(moment):
             return
         last = self._log.too_long(moment, self._parameter("time_limit"))
@@ -152,9 +159,12 @@ class PolicyNode(GuardedLifecycleNode):
         assert parts is not None
         if parts.recorder is not None and message.status != Reward.STATUS_STALE_IMAGE:
             parts.recorder.reward(nanoseconds(message.header.stamp), message.reward)
+        now = time.monotonic()
+        if self._state is State.WAITING:
+            self._beginning.add(now, message)
         if self._state is not State.RUNNING or log is None or not log.belongs(message):
             return
-        parts.guard.reward(time.monotonic(), message.status)
+        parts.guard.reward(now, message.status, nanoseconds(message.header.stamp))
         if log.goal_changed(message):
             self._end(Episode.END_REQUESTED)
         elif log.add(message, self._parameter("success_progress"), self._parameter("success_frames")):
@@ -197,6 +207,7 @@ class PolicyNode(GuardedLifecycleNode):
         try:
             if self._parts.resets.poll():
                 self._state = State.WAITING
+                self._beginning.start()
         except ResetError as error:
             self._state = State.DISABLED
             self.get_logger().error(f"no episode: {error}")
@@ -207,10 +218,12 @@ class PolicyNode(GuardedLifecycleNode):
         self._count += 1
         self._pacer.restart()
         self._parts.commander.begin(self._log.number)
+        if reward := self._beginning.reward:
+            self._parts.guard.reward(self._beginning.arrived_s, reward.status, nanoseconds(reward.header.stamp))
         self._state = State.RUNNING
 
-    def _end(self, reason: int, *, image_follows: bool = False, restart: bool = True) -> None:
-        """Stops the robot, says what the episode came to, and goes on with the next one or waits to be enabled."""
+    def _end(self, reason: int, *, why: str = "", image_follows: bool = False, restart: bool = True) -> None:
+        """Stops the robot, says what the episode came to and why, and begins the next one or waits to be enabled."""
         log = self._log
         assert log is not None and self._parts is not None and self._driver is not None
         self._parts.commander.end()
@@ -221,7 +234,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._driver.end(log.number, notes, image_follows=image_follows)
         self._episodes.publish(summary)
         self.get_logger().info(
-            f"episode {log.number}: {END_NAMES[reason]} after {summary.duration.sec} s, progress "
+            f"episode {log.number}: {END_NAMES[reason]}{why and f' ({why})'} after {summary.duration.sec} s, progress "
             f"{summary.final_progress:.2f}, return {summary.return_sum:.3f}"
         )
         self._state = State.DISABLED
@@ -253,9 +266,11 @@ class PolicyNode(GuardedLifecycleNode):
             if self._reason:
                 self.complain(f"the robot stands still: {self._reason}")
                 if self._parts.guard.stopped_for(time.monotonic()) > self._parameter("fault_timeout"):
-                    self._end(Episode.END_FAULT)
+                    self._end(Episode.END_FAULT, why=self._reason)
         elif self._state is State.DISABLED and time.monotonic() < self._settled_s:
             self._parts.commander.stop()
+        elif self._state is State.WAITING and self._beginning.overdue(time.monotonic()):
+            self._parts.commander.stop()  # whoever waits for an action before showing more gets this one
 
     def _on_done(self, done: Done) -> None:
         now = self._now_ns()

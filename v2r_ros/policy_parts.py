@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,14 +77,10 @@ def make_parts(
     dim = policy.action_dim
     actions = ActionMap(dim, *(given[f"action_{name}"] for name in ("scale", "offset", "low", "high")))
     check_when_unsafe(when_unsafe, action_type, given["joint_command"])
+    if when_unsafe == "zero":
+        actions.check_zero()
     names = {name: given[name] for name in ("twist_axes", "joint_names", "joint_command", "frame_id")}
     messages = ActionMessages(action_type, dim, period=1 / policy.rate, **names)
-    recorder = None
-    if folder := given["record_dir"]:
-        store = open_store(folder, policy.bundle.manifest.preprocess.size, dim, given["record_gb"])
-        log, patience = node.get_logger(), given["reward_timeout"] if rewarded else None
-        recorder = TransitionRecorder(store, log.error, patience=patience, say=log.warning)
-    publisher = node.create_lifecycle_publisher(messages.kind, "~/action", qos.command())
 
     def send(command: Command) -> None:
         try:
@@ -93,8 +90,18 @@ def make_parts(
                 complain(f"publishing failed: {error}")
 
     limits = Limits(given["image_timeout"], given["reward_timeout"] if rewarded else None, given["warm_up_time"])
-    services = [given["reset_environment"], given["reset_reward"] if rewarded else ""]
-    resets = Resets(node, services, given["reset_timeout"], on_reset)
+    services = {name: given[name] for name in ("reset_environment", *(["reset_reward"] if rewarded else []))}
+    with ExitStack() as undo:  # what has threads and handles must not outlive a failure of what comes after it
+        recorder = None
+        if folder := given["record_dir"]:
+            store = open_store(folder, policy.bundle.manifest.preprocess.size, dim, given["record_gb"])
+            log, patience = node.get_logger(), given["reward_timeout"] if rewarded else None
+            recorder = TransitionRecorder(store, log.error, patience=patience, say=log.warning)
+            undo.callback(recorder.close)
+        publisher = node.create_lifecycle_publisher(messages.kind, "~/action", qos.command())
+        undo.callback(node.destroy_lifecycle_publisher, publisher)
+        resets = Resets(node, services, given["reset_timeout"], on_reset)
+        undo.pop_all()
     return Parts(policy, Commander(actions, when_unsafe, Guard(limits), send), resets, recorder, publisher)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from rclpy.client import Client
+from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
 from rclpy.task import Future
 from std_srvs.srv import Trigger
@@ -24,17 +25,29 @@ class ResetError(RuntimeError):
 class Resets:
     """Calls Trigger services in order. For one thread, that of the executor."""
 
-    def __init__(self, node: Node, services: Sequence[str], timeout: float, on_answer: Callable[[], object]) -> None:
+    def __init__(
+        self, node: Node, services: Mapping[str, str], timeout: float, on_answer: Callable[[], object]
+    ) -> None:
         """Makes the clients.
 
         Args:
             node: makes the clients.
-            services: names; empty ones are left out.
+            services: names, by the parameter that gives them; empty ones are left out.
             timeout: seconds for each.
             on_answer: called when `poll` is worth a call.
+
+        Raises:
+            ValueError: a name that no service can have.
         """
         self._node, self._timeout, self._on_answer = node, timeout, on_answer
-        self._clients: list[Client] = [node.create_client(Trigger, name) for name in services if name]
+        self._clients: list[Client] = []
+        try:
+            for parameter, name in services.items():
+                if name:
+                    self._clients.append(_client(node, parameter, name))
+        except ValueError:
+            self.close()
+            raise
         self.start()
 
     def start(self) -> None:
@@ -77,3 +90,14 @@ class Resets:
         self._future: Future | None = None
         self._since, self._due = time.monotonic(), 0.0
         self._problem = "is not there"
+
+
+def _client(node: Node, parameter: str, name: str) -> Client:
+    try:
+        return node.create_client(Trigger, name)
+    except (NameValidationException, ValueError) as error:
+        why = str(error).splitlines()[0].removeprefix("Invalid service name: ").rstrip(":")
+        raise ValueError(
+            f"{parameter} is {name!r}, which is not the name of a service ({why}); give that of a std_srvs/Trigger "
+            "service, as `ros2 service list` shows it, or leave it empty"
+        ) from error

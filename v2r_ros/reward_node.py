@@ -32,7 +32,7 @@ from v2r_ros.images import compressed_to_rgb, message_to_rgb, rgb_to_message
 from v2r_ros.lifecycle import GuardedLifecycleNode
 from v2r_ros.mailbox import Mailbox
 from v2r_ros.running import run
-from v2r_ros.scoring import Images, MessageScorer, blank_reward, latency
+from v2r_ros.scoring import Images, MessageScorer, latency
 from v2r_ros.telemetry import Telemetry
 
 
@@ -72,8 +72,7 @@ class RewardNode(GuardedLifecycleNode):
             self,
             Path(self._parameter("goals_dir") or v2r_core.CLIPS).expanduser(),
             self._decode,
-            lambda: self._scorer,
-            lambda: tuple(self._newest),
+            self._newest_view,
             self._publish_info,
         )
         self.create_timer(self._timeout_ns * 0.25e-9, self._check_camera)
@@ -112,6 +111,7 @@ class RewardNode(GuardedLifecycleNode):
             new.set_goal(made.goal, uri, targets=made.targets)
         self._scorer = new
         self._publish_info()
+        self._goals.begin(new)
         self.get_logger().info(
             f"{bundle.manifest.name}: {scorer.session.provider} in {scorer.session.precision}, "
             f"{milliseconds:.1f} ms a frame, goal {scorer.goal.name if scorer.goal else 'not set yet'}"
@@ -148,9 +148,11 @@ class RewardNode(GuardedLifecycleNode):
         if self._worker is not None:
             self._worker.join(timeout=1.0)
             self._worker = None
+        self._newest = [None] * len(self._cameras)  # nobody knows what is there by the time it goes on
 
     def _clean_up(self) -> None:
         self._deactivate()
+        self._goals.end()
         self._scorer = None
 
     def close(self) -> None:
@@ -174,6 +176,10 @@ class RewardNode(GuardedLifecycleNode):
         # Leaves the interpreter to the worker until it is inside resizing and inference, which need none; otherwise it
         # competes with this thread, which builds its next wait set, for a millisecond of latency.
         time.sleep(0.003)
+
+    def _newest_view(self) -> tuple[Images, float]:
+        """The newest message of each camera, and the seconds since that of the first one arrived."""
+        return tuple(self._newest), max(0, self._now_ns() - self._last_arrival_ns) * 1e-9
 
     def _work(self, mailbox: Mailbox[Images]) -> None:
         while (images := mailbox.take()) is not None:
@@ -214,18 +220,14 @@ class RewardNode(GuardedLifecycleNode):
     def _check_camera(self) -> None:
         """Says at least once every image_timeout that there is no camera; silence is not a status."""
         now = self._now_ns()
-        if now < self._last_arrival_ns:  # simulated time was reset
-            self._last_arrival_ns = self._last_stale_ns = now
+        # Simulated time may have gone back behind either.
+        self._last_arrival_ns, self._last_stale_ns = min(self._last_arrival_ns, now), min(self._last_stale_ns, now)
         quiet = now - max(self._last_arrival_ns, self._last_stale_ns)
         if not self._active or self._scorer is None or quiet < self._timeout_ns:
             return
         self._last_stale_ns = now
         header = self._newest[0].header if self._newest[0] else Header(stamp=self.get_clock().now().to_msg())
-        reward = blank_reward(header)
-        reward.status = Reward.STATUS_STALE_IMAGE
-        reward.episode = self._scorer.episode
-        reward.dropped_frames = self._mailbox.dropped
-        reward.frame_count = self._scorer.frame_count
+        reward = self._scorer.stale(header, self._mailbox.dropped)
         latency(reward, now)
         self._rewards.publish(reward)
         topic = self._image_subscriptions[0].topic_name if self._image_subscriptions else "image"

@@ -15,7 +15,8 @@ class Limits:
 
     Attributes:
         image_timeout: without an image, without an action, or in one run of the actor.
-        reward_timeout: without a reward; None where there need not be any.
+        reward_timeout: without a reward, and, in seconds of the stamps, by which the newest reward may lie behind the
+            newest image; None where there need not be any rewards.
         warm_up_time: of status WARMING_UP on end.
     """
 
@@ -27,7 +28,7 @@ class Limits:
 class Guard:
     """Says why the robot has to stand still. Safe to call from several threads.
 
-    Only a running episode is guarded; `begin` counts as the first sign of life of camera, actor and reward.
+    Only a running episode is guarded; `begin` counts as the first sign of life of camera and actor, not of the reward.
 
     Attributes:
         stops: how often the robot was stopped, by cause.
@@ -48,15 +49,18 @@ class Guard:
             self._busy: float | None = None
             self._actor_problem = ""
             self._status: Status | None = None
+            self._newest_ns = self._previous_ns = self._rewarded_ns = 0
             self._warming: float | None = None
             self._since = None
 
     # --- signs of life -----------------------------------------------------------------------------------------------
 
-    def image(self, now: float) -> None:
-        """An image arrived."""
+    def image(self, now: float, stamp_ns: int) -> None:
+        """An image with that stamp arrived."""
         with self._lock:
             self._image = now
+            if stamp_ns > self._newest_ns:
+                self._previous_ns, self._newest_ns = self._newest_ns, stamp_ns
 
     def acting(self, now: float) -> None:
         """The actor starts to run."""
@@ -71,10 +75,10 @@ class Guard:
             if not problem:
                 self._act = now
 
-    def reward(self, now: float, status: int) -> None:
-        """A reward of this episode arrived, one of v2r_msgs/Reward's statuses."""
+    def reward(self, now: float, status: int, stamp_ns: int) -> None:
+        """A reward of this episode arrived: one of v2r_msgs/Reward's statuses, its image's stamp (0: it has none)."""
         with self._lock:
-            self._reward = now
+            self._reward, self._rewarded_ns = now, stamp_ns
             self._missed_deadline = False
             self._status = Status(status) if status in set(Status) else Status.INTERNAL_ERROR
             if self._status is not Status.WARMING_UP:
@@ -125,17 +129,28 @@ class Guard:
         return self._find_in_reward(now) if self.limits.reward_timeout is not None else None
 
     def _find_in_reward(self, now: float) -> tuple[str, str] | None:
-        timeout = self.limits.reward_timeout
-        assert timeout is not None
         if self._dead:
             return "reward liveliness", "the reward's publisher is not alive"
         if self._missed_deadline:
             return "reward deadline", "the reward missed its deadline"
-        if now - self._reward > timeout:
-            return "reward stale", f"no reward for {now - self._reward:.2f} s"
+        if late := self._find_late(now):
+            return late
         if self._warming is not None:
             if now - self._warming > self.limits.warm_up_time:
                 return "reward status", f"the reward has been warming up for {now - self._warming:.2f} s"
-        elif self._status not in (None, Status.OK):
+        elif self._status is not Status.OK:
             return "reward status", f"the reward's status is {self._status.name}"
+        return None
+
+    def _find_late(self, now: float) -> tuple[str, str] | None:
+        timeout = self.limits.reward_timeout
+        assert timeout is not None
+        if self._status is None:
+            return "reward stale", f"no reward yet, {now - self._reward:.2f} s after the beginning"
+        if now - self._reward > timeout:
+            return "reward stale", f"no reward for {now - self._reward:.2f} s"
+        lag = (self._newest_ns - self._rewarded_ns) * 1e-9
+        # One image may always wait for its reward, however far apart a simulator or a slow camera takes them.
+        if self._previous_ns > self._rewarded_ns > 0 and lag > timeout:
+            return "reward late", f"the newest reward lies {lag:.2f} s behind the newest image, more than {timeout:g} s"
         return None

@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from v2r_core.deploy.cameras import MAX_SKEW, check_pair, component_fields
-from v2r_core.deploy.judging import FLOATS, MAX_GAP, MAX_STAMP_FUTURE, NAN, StreamJudge
+from v2r_core.deploy.judging import FLOATS, MAX_GAP, MAX_STAMP_FUTURE, NAN, Judged, StreamJudge
 from v2r_core.deploy.stream import Scorer, Status
 from v2r_core.rewards.goal import Goal
 from v2r_core.rewards.reward import RewardSample
@@ -146,6 +146,19 @@ class MessageScorer:
         """
         return self._judge.due(_nanoseconds(image), now_ns)
 
+    def stale(self, header: Header, dropped: int) -> Reward:
+        """The answer where no image has come for too long: no number, and all that holds without one.
+
+        Takes no lock: the thread that calls it must not wait for an inference that hangs.
+
+        Args:
+            header: of the last image, or what stands for it.
+            dropped: frames dropped so far.
+        """
+        message = self._message(header, self._judge.stale())
+        message.dropped_frames = dropped
+        return message
+
     def score(self, images: Image | CompressedImage | Images, now_ns: int, dropped: int = 0) -> Scored:
         """Answers one image, or one of each camera. Never raises for anything that they, a model or a goal can do.
 
@@ -163,30 +176,45 @@ class MessageScorer:
 
         def step() -> tuple[RewardSample, Status]:
             nonlocal frame
-            view = self._view(each, stamp_ns)
+            view = self.view(each)
             frame = view[0]
             return self.scorer.step(view)
 
-        message = blank_reward(first.header)
         with self._lock:
             judged = self._judge.judge(stamp_ns, now_ns, step)
-            components = component_fields(self.scorer, self.cameras, judged.sample)
-            for name, value in (judged.fields(self.scorer.goal) | components).items():
-                setattr(message, name, value)
-            target = self._targets[message.subgoal_index] if message.subgoal_index < len(self._targets) else None
+            message = self._message(first.header, judged)
+            # A reward that leaves the subgoals out pursues the last one.
+            targets = self._targets[-message.subgoal_count :] if message.subgoal_count else ()
+            target = targets[message.subgoal_index] if message.subgoal_index < len(targets) else None
         message.dropped_frames = dropped
         message.inference_ms = (time.perf_counter() - start) * 1e3
         return Scored(message, judged.problem, frame, target)
 
-    def _view(self, images: Images, stamp_ns: int) -> tuple[Frame, ...]:
-        """The frames of all cameras, if their stamps lie close enough together."""
-        frames = []
+    def view(self, images: Images) -> tuple[Frame, ...]:
+        """The frames of all cameras.
+
+        Args:
+            images: the newest message of each; there is one of the first.
+
+        Raises:
+            UnpairedError: one is missing, or their stamps lie too far apart.
+            ImageError: one cannot be decoded.
+        """
+        assert images[0] is not None
+        stamp_ns, frames = _nanoseconds(images[0]), []
         for name, image in zip(self.cameras, images, strict=True):
             their_ns = None if image is None else _nanoseconds(image)
             check_pair(name, their_ns, self.cameras[0], stamp_ns, self._max_skew)
             assert image is not None
             frames.append(self._decode(image))
         return tuple(frames)
+
+    def _message(self, header: Header, judged: Judged) -> Reward:
+        message = blank_reward(header)
+        components = component_fields(self.scorer, self.cameras, judged.sample)
+        for name, value in (judged.fields(self.scorer.goal) | components).items():
+            setattr(message, name, value)
+        return message
 
 
 def _nanoseconds(message: Image | CompressedImage | Reward) -> int:

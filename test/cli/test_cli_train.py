@@ -3,7 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from clip_writer import write_video
+from PIL import Image
 
 from v2r_core.cli.main import main
 from v2r_core.cli.train import Train
@@ -101,3 +104,99 @@ def test_negatives_that_match_no_video_are_refused_before_the_run_begins(clip, t
     assert "no video matches '*/random/*'" in error
     assert clip.name in error.replace("\n", "")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("cache", [(), ("--cache", "kept")])
+def test_episodes_of_a_dataset_are_videos_of_their_own(cache, tmp_path, capsys, monkeypatch):
+    """Three videos are converted into one dataset, which has them in one mp4; vip learns from each by itself."""
+    monkeypatch.chdir(tmp_path)
+    lengths = (12, 20, 9)
+    (tmp_path / "clips").mkdir()
+    for number, length in enumerate(lengths):
+        write_video(tmp_path / "clips" / f"{number}.mp4", count=length, size=(64, 64))
+    assert main(["convert", "clips", "set", "--to", "lerobot"]) == 0
+    small = [
+        "--encoder",
+        "random:timm:resnet10t",
+        "--size",
+        "32",
+        "--batch-size",
+        "4",
+        "--samples",
+        "12",
+        "--epochs",
+        "2",
+    ]
+    words = ["train", "vip", "--preset", "tiny", "--data", "set", "--out", "run", "--workers", "0", "--cpu", *small]
+    words += cache
+    assert main([*words, "--stop-after", "2", "--log-every", "1"]) == 0
+    assert main([*words, "--resume", "--log-every", "1"]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["sources"] == [f"set#{number}/observation.images.camera" for number in range(3)]
+    assert record["skipped"] == []
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    if cache:
+        about = [json.loads(file.read_text()) for file in (tmp_path / "kept").glob("*.json")]
+        assert sorted(len(each["stamps"]) for each in about) == sorted(lengths)
+        assert len(list((tmp_path / "kept" / "features").glob("*.safetensors"))) == 3
+
+
+def test_negatives_among_the_episodes_of_a_dataset(clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("experts", "random"):
+        (tmp_path / f"{name}_clips").mkdir()
+        shutil.copy(clip, tmp_path / f"{name}_clips" / "0.mp4")
+        assert main(["convert", f"{name}_clips", name, "--to", "lerobot"]) == 0
+    small = [
+        "--encoder",
+        "random:timm:resnet10t",
+        "--size",
+        "32",
+        "--batch-size",
+        "4",
+        "--samples",
+        "8",
+        "--epochs",
+        "1",
+    ]
+    words = [
+        "train",
+        "time-rewarder",
+        "--preset",
+        "tiny",
+        "--data",
+        "experts",
+        "random",
+        "--workers",
+        "0",
+        "--cpu",
+        *small,
+    ]
+    assert main([*words, "--out", "none", "--negatives", "*/random/*"]) == 1
+    assert "the videos are experts#0/observation.images.camera, random#0/" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "--out", "run", "--negatives", "random#*"]) == 0
+
+
+def test_folders_of_images_are_classes(tmp_path, capsys):
+    """A network that has learned nothing does not know them apart; with a single class it would be always right."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(16):
+            picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(picture).save(tmp_path / "images" / name / f"{number}.png")
+    common = ["--preset", "tiny", "--workers", "0", "--cpu", "--epochs", "1", "--batch-size", "16", "--size", "32"]
+    common += ["--stop-after", "1"]
+    first = ["train", "simclrv2", *common, "--memory", "64", "--data", str(tmp_path / "images")]
+    assert main([*first, "--out", str(tmp_path / "first")]) == 0
+    fine = ["train", "simclrv2-finetune", *common, "--labels", "folders", "--classes", "2"]
+    fine += ["--start-from", str(tmp_path / "first"), "--out", str(tmp_path / "second")]
+    assert main([*fine, "--data", str(tmp_path / "images" / "cat")]) == 1
+    assert "one class only, 'cat'" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "second").exists()
+    assert main([*fine, "--data", str(tmp_path / "images")]) == 0
+    assert "2 classes: cat, dog" in capsys.readouterr().err
+    assert json.loads((tmp_path / "second" / "run.json").read_text())["classes"] == ["cat", "dog"]
+    (line,) = (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()
+    assert 0 < json.loads(line)["accuracy"] < 1

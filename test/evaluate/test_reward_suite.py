@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from episode_data import FRAMES, square_episode, write_episodes, write_frames
+from lerobot_data import LENGTHS, TOP, write_dataset
 from tiny_bundle import write_tiny_bundle
 
 from v2r_core.evaluate import perturb
@@ -175,6 +176,12 @@ def test_without_a_folder_of_goals_an_expert_of_the_data_is_taken_and_not_judged
     assert {task: each.labels.seed for task, each in plan.goals.first.items()} == {"right": 7, "down": 7}
     assert len(plan.episodes) == 10
     assert not {each.path for each in plan.goals.first.values()} & {each.path for each in plan.episodes}
+
+
+def test_episodes_of_a_dataset_have_names_of_their_own(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "pick")
+    names = [episode.labels.file for episode in read_episodes(folder).episodes]
+    assert names == [f"pick#{number}/{TOP}" for number in range(len(LENGTHS))]
 
 
 def test_an_unlabelled_folder(tmp_path: Path) -> None:

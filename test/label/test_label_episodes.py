@@ -25,6 +25,7 @@ from recordings import (
 )
 
 from v2r_core.deploy.bundle import load_bundle
+from v2r_core.deploy.goals import file_goal_name
 from v2r_core.deploy.stream import Scorer, Status
 from v2r_core.label.episodes import EpisodeCutter, mark_topic
 from v2r_core.label.goals import GoalTable, read_table
@@ -208,8 +209,9 @@ def test_a_table_of_goals(tmp_path: Path, tiny_bundle: Path, goal_files: dict[st
     rewards, infos, counts = label(
         three_episodes(tmp_path / "run"), tiny_bundle, goal=str(tmp_path / "goals.csv"), gap=0.5
     )
-    assert [info.goal_id for info in infos] == ["saved", "start.png", ""]
-    assert [message.goal_id for message in rewards[::40]] == ["saved", "start.png", ""]
+    names = [file_goal_name([file]) for file in (Path(goal_files["saved"]), tmp_path / "start.png")]
+    assert [info.goal_id for info in infos] == [*names, ""]
+    assert [message.goal_id for message in rewards[::40]] == [*names, ""]
     value = numbers(rewards, "value").reshape(3, 40)
     np.testing.assert_allclose(value[:2, -1], 0, atol=1e-6)
     assert np.isnan(value[2]).all()
@@ -221,7 +223,8 @@ def test_a_table_with_a_goal_for_all_others(tmp_path: Path, tiny_bundle: Path, g
     table = tmp_path / "goals.csv"
     table.write_text(f"goal,episode\n{goal_files['demonstration']},*\n{goal_files['bag']},2\n")
     rewards, infos, _ = label(three_episodes(tmp_path / "run"), tiny_bundle, goal=str(table), gap=0.5)
-    assert [info.goal_id for info in infos] == ["square.mp4", "square.mp4", f"demonstration:{IMAGE_TOPIC}"]
+    name = file_goal_name([Path(goal_files["demonstration"])])
+    assert [info.goal_id for info in infos] == [name, name, f"demonstration:{IMAGE_TOPIC}"]
     value = numbers(rewards, "value").reshape(3, 40)
     np.testing.assert_allclose(value[[0, 1, 2], [-1, 0, -1]], 0, atol=0.05)
 

@@ -13,6 +13,7 @@ from toy_rewards import write_learned_bundle
 
 from v2r_core.cli.main import main
 from v2r_core.deploy.bundle import load_bundle
+from v2r_core.deploy.goals import file_goal_name
 from v2r_core.deploy.stream import Scorer, Status
 from v2r_core.label.video_labeller import LabellerOptions, VideoLabeller, VideoTask
 from v2r_core.video.source import open_video
@@ -102,7 +103,7 @@ def test_saved_goal(clip: Path, tiny_bundle: Path, goals) -> None:
     saved = labeller.label(VideoTask(str(clip), "clip", goals["saved"]))
     shown = labeller.label(VideoTask(str(clip), "clip", goals["demonstration"]))
     np.testing.assert_allclose(saved.curve.value, shown.curve.value, atol=1e-6)
-    assert saved.origin.goal == "saved"
+    assert saved.origin.goal == file_goal_name([Path(goals["saved"])])
 
 
 @pytest.mark.parametrize("form", ["last", "image", "demonstration", "saved"])

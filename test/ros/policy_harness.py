@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from sensor_msgs.msg import Image
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Float64MultiArray, Header
 from std_srvs.srv import SetBool, Trigger
 from tiny_policy import blob
 
@@ -31,6 +32,7 @@ class PolicyUnderTest:
         frame: what the camera sees.
         camera_on, reward_on: whether they publish.
         status, progress: of the rewards.
+        clock_s, reward_age_s: seconds added to all stamps, and by which a reward's stamp is older than its image's.
         images, rewards: what was published.
     """
 
@@ -48,6 +50,7 @@ class PolicyUnderTest:
         self.diagnostics: list[DiagnosticStatus] = []
         self.frame, self.status, self.progress = FAR, Reward.STATUS_OK, 0.5
         self.camera_on = self.reward_on = True
+        self.clock_s = self.reward_age_s = 0.0
         self.images: list[Image] = []
         self.rewards: list[Reward] = []
         self.resets = 0
@@ -93,7 +96,7 @@ class PolicyUnderTest:
             now = time.monotonic()
             if now >= self._next:
                 self._next = max(self._next + PERIOD, now)
-                self._publish()
+                self.publish()
             return condition()
 
         try:
@@ -101,15 +104,17 @@ class PolicyUnderTest:
         except GraphError as error:
             raise GraphError(f"{error}\n{self.reason()}\n{self.log()}") from error
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Publishes an image and its reward, if they are on."""
         message = rgb_to_message(self.frame)
         message.header.frame_id = "camera"
-        message.header.stamp = self.graph.node.get_clock().now().to_msg()
+        now = time.time() + self.clock_s
+        message.header.stamp = stamp(now)
         if self.camera_on:
             self.camera.publish(message)
             self.images.append(message)
         if self.reward_on:
-            reward = blank_reward(message.header)
+            reward = blank_reward(Header(stamp=stamp(now - self.reward_age_s), frame_id="camera"))
             reward.status, reward.goal_id = self.status, "toy"
             if self.status == Reward.STATUS_OK:
                 reward.reward, reward.value, reward.progress = 0.25, -1.0, self.progress
@@ -159,3 +164,8 @@ class PolicyUnderTest:
 def moves(action: Float64MultiArray) -> bool:
     """Whether any number of it is not 0."""
     return bool(np.any(np.asarray(action.data) != 0))
+
+
+def stamp(seconds: float) -> Time:
+    """A moment as a message has it."""
+    return Time(sec=int(seconds), nanosec=int(seconds % 1 * 1e9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ from PIL import Image
 from synthetic_video import moving_square
 
 from v2r_core.deploy.bundle import load_bundle
+from v2r_core.deploy.goals import read_goal
 from v2r_core.deploy.stream import Scorer
 from v2r_core.overlay import TARGET_SIDE
 from v2r_core.rewards.goal import goal_from_demonstration
 from v2r_msgs.srv import SetGoal
 from v2r_ros.goals import GoalError, bundle_targets, goal_from_files, goal_targets, resolve_goal
+from v2r_ros.images import message_to_rgb, rgb_to_message
+from v2r_ros.scoring import MessageScorer
 
 Result = SetGoal.Response
 MEGA = 1 << 20
@@ -74,7 +78,7 @@ def test_no_name_ever_leaves_the_folder(name: str, tmp_path_factory: pytest.Temp
 
 def test_an_image_becomes_a_goal(goals: Path, scorer: Scorer) -> None:
     goal = goal_from_files(scorer, [resolve_goal("goal.png", goals)], MEGA, MEGA, 10, False)
-    assert goal.name == "goal.png"
+    assert goal.name == f"goal.png {hashlib.sha256((goals / 'goal.png').read_bytes()).hexdigest()[:8]}"
     assert goal.milestones.shape[0] == 1
 
 
@@ -164,3 +168,75 @@ def test_pictures_of_a_bundle_are_in_the_order_of_their_numbers(scorer: Scorer, 
     for number in range(12):
         Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"goal_{number}.png")
     assert [int(target[0, 0, 0]) for target in bundle_targets(tmp_path, goal)] == list(range(12))
+
+
+def test_a_goal_has_the_same_name_here_and_offline(goals: Path, scorer: Scorer, clip: Path, tmp_path: Path) -> None:
+    """Wherever its file lies; and all of these differ."""
+    for folder, frame in (("open", 0), ("close", -1)):
+        (goals / folder).mkdir()
+        Image.fromarray(moving_square()[frame]).save(goals / folder / "0.png")
+    scorer.goal_from_video(moving_square(), "saved").save(goals / "saved.safetensors")
+    names = []
+    for file in (goals / "open" / "0.png", goals / "close" / "0.png", goals / "saved.safetensors", clip):
+        live = goal_from_files(scorer, [file], MEGA, MEGA, 1000, False).name
+        assert live == read_goal(scorer, file).name
+        elsewhere = tmp_path / "elsewhere" / file.name
+        elsewhere.parent.mkdir(exist_ok=True)
+        elsewhere.write_bytes(file.read_bytes())
+        assert live == read_goal(scorer, elsewhere).name
+        assert live.startswith(f"{file.name} ")
+        names.append(live)
+    assert len(set(names)) == 4
+
+
+def test_a_goal_of_several_cameras_has_the_same_name_here_and_offline(
+    goals: Path, tiny_bundle: Path, clip: Path
+) -> None:
+    pair, cameras = Scorer(load_bundle(tiny_bundle), providers=["cpu"], cameras=2), ("left", "right")
+    files = [goals / f"demo_{camera}.mp4" for camera in cameras]
+    for file in files:
+        file.write_bytes(clip.read_bytes())
+    before = goal_from_files(pair, files, MEGA, MEGA, 1000, False).name
+    assert before == read_goal(pair, goals / "demo_{camera}.mp4", cameras).name
+    pictures = [goals / f"shot_{camera}.png" for camera in cameras]
+    for picture in pictures:
+        Image.fromarray(moving_square()[0]).save(picture)
+    first = goal_from_files(pair, pictures, MEGA, MEGA, 1000, False).name
+    assert first == read_goal(pair, goals / "shot_{camera}.png", cameras).name
+    Image.fromarray(moving_square()[9]).save(pictures[1])
+    assert goal_from_files(pair, pictures, MEGA, MEGA, 1000, False).name != first, "the second camera counts"
+
+
+def test_a_video_with_and_without_its_subgoals_are_two_goals(tiny_bundle: Path, clip: Path) -> None:
+    staged = Scorer(load_bundle(tiny_bundle), "uvd", providers=["cpu"])
+    split, whole = (goal_from_files(staged, [clip], MEGA, MEGA, 1000, subgoals).name for subgoals in (True, False))
+    assert split == read_goal(staged, clip).name
+    assert whole != split
+
+
+def test_a_video_that_nobody_wants_any_more(scorer: Scorer, clip: Path) -> None:
+    read: list[int] = []
+
+    def check() -> None:
+        read.append(0)
+        if len(read) == 5:
+            raise GoalError(Result.RESULT_WRONG_STATE, "gone")
+
+    with pytest.raises(GoalError, match="gone"):
+        goal_from_files(scorer, [clip], MEGA, MEGA, 1000, False, check)
+    assert len(read) == 5
+    split = goal_from_demonstration(scorer.embed(moving_square()), "split", [10, 25, 39])
+    read.clear()
+    read += [0] * 3
+    assert goal_targets(split, clip, MEGA, MEGA, check) == ()
+
+
+@pytest.mark.parametrize(("reward", "shown"), [("vip", 2), ("uvd", 0)])
+def test_a_reward_without_subgoals_works_towards_the_last_picture(tiny_bundle: Path, reward: str, shown: int) -> None:
+    inner, frames = Scorer(load_bundle(tiny_bundle), reward, providers=["cpu"]), moving_square()
+    holder = MessageScorer(inner, lambda message: message_to_rgb(message, MEGA))
+    targets = [np.full((4, 4, 3), number, np.uint8) for number in range(3)]
+    holder.set_goal(goal_from_demonstration(inner.embed(frames), "split", [10, 25, 39]), "split", targets=targets)
+    scored = holder.score(rgb_to_message(frames[0]), 0)
+    assert scored.target is targets[shown]
+    assert scored.message.subgoal_count == (1 if reward == "vip" else 3)

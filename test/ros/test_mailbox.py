@@ -13,8 +13,7 @@ from v2r_ros.mailbox import Mailbox
 
 def test_newest_item_wins_and_drops_are_counted() -> None:
     box: Mailbox[int] = Mailbox()
-    for item in range(5):
-        box.put(item)
+    assert [box.put(item) for item in range(5)] == [False, True, True, True, True]
     assert box.take() == 4
     assert (box.received, box.dropped) == (5, 4)
 

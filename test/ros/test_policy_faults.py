@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -17,7 +16,6 @@ from policy_harness import OFFERED_S, PolicyUnderTest, moves
 from tiny_bundle import write_tiny_bundle
 from tiny_policy import blob, write_seeker
 
-from v2r_core.deploy.policy import MANIFEST
 from v2r_core.rl.replay import ReplayStore
 from v2r_core.video.writing import write_video
 from v2r_msgs.msg import Episode, Reward
@@ -76,9 +74,107 @@ def test_a_deadline_that_nobody_offers_is_an_error_with_a_remedy(graph: Graph, m
     node = PolicyUnderTest(graph, model=model, reward_timeout=0.3, reward_deadline=OFFERED_S / 4).start()
     node.wait(lambda: "raise reward_deadline" in node.log())
     node.enable()
-    node.until_moving()  # for as long as a reward may take
-    node.until_stopped()
+    node.wait(lambda: node.reason().startswith("no reward yet"))
+    assert node.actions and not any(moves(action) for action in node.actions)
     node.stop()
+
+
+def test_nothing_moves_before_there_is_a_reward(graph: Graph, model: str) -> None:
+    node = PolicyUnderTest(graph, model=model, reward_timeout=0.3, fault_timeout=1.0, auto_restart=True).start()
+    node.reward_on = False
+    node.enable()
+    node.wait(lambda: node.reason().startswith("no reward yet"))
+    node.wait(lambda: bool(node.episodes))
+    assert node.episodes[0].end_reason == Episode.END_FAULT
+    assert "fault (no reward yet, 1." in node.log()
+    node.until_stopped()
+    assert len(node.actions) > 20 and not any(moves(action) for action in node.actions)  # zeros, for who waits for one
+    node.reward_on = True
+    node.enable()
+    node.until_moving()
+    node.stop()
+
+
+def test_a_reward_in_time_begins_the_episode_without_a_stop(graph: Graph, model: str) -> None:
+    node = PolicyUnderTest(graph, model=model, reward_timeout=FOREVER).start()
+    node.reward_on = False
+    node.enable()
+    node.wait(lambda: node.value("state") == "waiting for image and reward")
+    count = len(node.images)
+    node.wait(lambda: len(node.images) > count + 10)
+    assert not node.actions
+    node.reward_on = True
+    node.until_moving()
+    assert moves(node.actions[0])
+    node.wait(lambda: node.value("state") == "running")
+    assert not [pair.key for pair in node.diagnostics[-1].values if pair.key.startswith("stops")]
+    node.stop()
+
+
+@pytest.mark.parametrize("rewarded", [True, False], ids=["with-reward", "without"])
+def test_who_waits_for_an_action_before_the_next_image_gets_one(graph: Graph, model: str, rewarded: bool) -> None:
+    node = PolicyUnderTest(graph, model=model, reward_timeout=0.3, image_timeout=FOREVER).start()
+    node.camera_on = node.reward_on = False
+    node.enable()
+    node.wait(lambda: node.value("state") == "waiting for image and reward")
+    answered = -1
+
+    def step() -> bool:
+        nonlocal answered
+        if len(node.actions) > answered:
+            answered = len(node.actions)
+            node.camera_on, node.reward_on = True, rewarded
+            node.publish()
+            node.camera_on = node.reward_on = False
+        return len(node.images) > 20
+
+    node.wait(step, what="the camera to go on")
+    assert any(moves(action) for action in node.actions) == rewarded
+    node.stop()
+
+
+def test_rewards_that_come_steadily_but_are_old(graph: Graph, model: str) -> None:
+    node = moving(graph, model, reward_timeout=0.5)
+    since = time.monotonic()
+    node.wait(lambda: time.monotonic() > since + 1.2)
+    assert moves(node.actions[-1])
+    node.reward_age_s = 1.0
+    assert node.until_stopped() < PROMPT_S
+    node.wait(lambda: "behind the newest image, more than 0.5 s" in node.reason())
+    assert int(node.value("stops: reward late")) == 1
+    node.reward_age_s = 0.0
+    recovers(node)
+
+
+@pytest.mark.parametrize("use_reward", [True, False], ids=["with-reward", "without"])
+def test_stamps_that_go_back_end_the_episode(graph: Graph, model: str, use_reward: bool) -> None:
+    node = moving(graph, model, use_reward=use_reward, time_limit=2.0, auto_restart=True)
+    node.clock_s = -1000.0
+    assert node.until_stopped() < PROMPT_S
+    node.wait(lambda: bool(node.episodes))
+    assert node.episodes[0].end_reason == Episode.END_FAULT
+    assert "fault (the images' stamps went back from" in node.log()
+    count, later = len(node.actions), time.monotonic() + 1.5
+    node.wait(lambda: time.monotonic() > later)
+    assert not any(moves(action) for action in node.actions[count:])
+    assert len(node.episodes) == 1 and node.value("state") == "disabled"
+    node.enable()
+    node.until_moving()
+    node.wait(lambda: len(node.episodes) == 2)
+    assert node.episodes[1].end_reason == Episode.END_TIME_LIMIT  # it counts by the new time
+    node.stop()
+
+
+def test_an_image_of_before_a_reset_of_time_may_come_after_it(graph: Graph, model: str) -> None:
+    node = PolicyUnderTest(graph, model=model, reward_timeout=FOREVER).start()
+    node.reward_on = False
+    node.enable()
+    node.wait(lambda: node.value("state") == "waiting for image and reward")
+    count = len(node.images)
+    node.wait(lambda: len(node.images) > count + 3)
+    node.clock_s = -1000.0
+    node.reward_on = True
+    recovers(node)
 
 
 @pytest.mark.parametrize(
@@ -203,35 +299,3 @@ def test_a_full_disk_ends_the_recording_and_not_the_motion(graph: Graph, model: 
     store = ReplayStore(folder, read_only=True)  # what was complete is there
     assert 1 <= len(store.episodes) <= 2
     assert all(np.isfinite(episode.notes["return_sum"]) for episode in store.episodes)
-
-
-@pytest.mark.parametrize("name", ["actor.onnx", MANIFEST])
-def test_a_changed_file_refuses_configuration(graph: Graph, model: str, name: str) -> None:
-    file = Path(model) / name
-    data = bytearray(file.read_bytes())
-    data[len(data) // 3] ^= 1
-    file.write_bytes(data)
-    node = PolicyUnderTest(graph, model=model)
-    assert not node.configure()
-    assert name in node.log()
-    assert not node.enable().success
-    assert not node.actions
-    node.stop()
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"action_dim": 3, "check": {"seed": 0, "action": [0, 0, 0], "tolerance": 1}}, "3 finite numbers expected"),
-        ({"frame_stack": 2}, "(6, 32, 32)"),
-        ({"preprocess": {"size": 64, "mode": "squash", "resize_to": 64, "mean": [0] * 3, "std": [1] * 3}}, "64, 64"),
-    ],
-    ids=["action", "stack", "image"],
-)
-def test_a_bundle_for_something_else_refuses_configuration(graph: Graph, model: str, changes: dict, word: str) -> None:
-    manifest = Path(model) / MANIFEST
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
-    node = PolicyUnderTest(graph, model=model)
-    assert not node.configure()
-    assert word in node.log()
-    node.stop()

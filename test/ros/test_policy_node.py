@@ -132,28 +132,6 @@ def test_a_joint_trajectory_is_held_when_unsafe(graph: Graph, model: str) -> Non
     node.stop()
 
 
-@pytest.mark.parametrize(
-    ("parameters", "word"),
-    [
-        ({"action_type": "joint_trajectory", "joint_names": ["a", "b"]}, "hold"),
-        ({"action_type": "twist_stamped", "when_unsafe": "hold"}, "goes on"),
-        ({"action_type": "twist_stamped", "twist_axes": ["linear.x"]}, "twist_axes"),
-        ({"action_type": "joint_trajectory", "when_unsafe": "hold", "joint_names": ["a"]}, "joint_names"),
-        ({"action_scale": [1.0, 1.0, 1.0]}, "action_scale has 3 numbers, the policy has 2"),
-        ({"action_low": [1.0], "action_high": [-1.0]}, "above action_high"),
-        ({"action_scale": [0.0]}, "action_scale"),
-        ({"model": ""}, "model is empty"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_parameters_that_do_not_fit_refuse_configuration(graph: Graph, model: str, parameters: dict, word: str) -> None:
-    node = PolicyUnderTest(graph, **{"model": model} | parameters)
-    assert not node.configure()
-    assert word in node.log()
-    assert node.process.poll() is None
-    node.stop()
-
-
 def test_success_ends_the_episode(graph: Graph, model: str) -> None:
     node = PolicyUnderTest(graph, model=model, success_progress=0.9, success_frames=4).start()
     node.enable()
@@ -295,28 +273,6 @@ def test_an_episode_may_begin_while_the_reward_warms_up(graph: Graph, model: str
     node.stop()
 
 
-def test_a_refused_reset_starts_no_episode(graph: Graph, model: str) -> None:
-    def refuse(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success, response.message = False, "the drawer is stuck"
-        return response
-
-    graph.node.create_service(Trigger, "/robot/reset", refuse)
-    node = PolicyUnderTest(graph, model=model, reset_environment="/robot/reset", reset_timeout=1.0).start()
-    node.enable()
-    node.wait(lambda: "the drawer is stuck" in node.log())
-    node.wait(lambda: node.value("state") == "disabled")
-    assert not any(moves(action) for action in node.actions)
-    assert node.resets == 0
-    node.stop()
-
-
-def test_a_reset_service_that_is_not_there_is_named(graph: Graph, model: str) -> None:
-    node = PolicyUnderTest(graph, model=model, reset_environment="nowhere/reset", reset_timeout=0.5).start()
-    node.enable()
-    node.wait(lambda: "/nowhere/reset is not there" in node.log())
-    node.stop()
-
-
 def test_what_was_done_is_recorded(graph: Graph, model: str, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     node = PolicyUnderTest(graph, model=model, record_dir=str(folder), success_frames=1, noise_std=0.2).start()
@@ -347,16 +303,6 @@ def test_what_was_done_is_recorded(graph: Graph, model: str, tmp_path: Path) -> 
     assert all(tuple(action) in published for action in batch.action)
     assert len({tuple(action) for action in batch.action}) > 10  # noise
     assert (batch.reward == np.float32(0.25)).sum() >= len(rows) - episode.notes["missing_rewards"]
-
-
-def test_a_folder_for_other_images_refuses_configuration(graph: Graph, model: str, tmp_path: Path) -> None:
-    from v2r_core.rl.replay import Layout
-
-    ReplayStore(tmp_path / "data", Layout((3, 84, 84), "uint8", 2), 1 << 22).close()
-    node = PolicyUnderTest(graph, model=model, record_dir=str(tmp_path / "data"))
-    assert not node.configure()
-    assert "84" in node.log() and "choose another folder" in node.log()
-    node.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

@@ -55,7 +55,7 @@ def test_every_frame_is_answered_with_its_own_header(node: NodeUnderTest) -> Non
     assert 0 < answers[-1].latency.nanosec < 1_000_000_000
     assert answers[-1].latency.sec == 0
     assert answers[-1].inference_ms > 0
-    assert answers[-1].goal_id == "square.mp4"
+    assert answers[-1].goal_id == node.infos[-1].goal_id
 
 
 def test_info_is_latched_and_complete(node: NodeUnderTest) -> None:
@@ -64,7 +64,7 @@ def test_info_is_latched_and_complete(node: NodeUnderTest) -> None:
     assert (info.model_name, info.provider, info.precision) == ("tiny", "CPUExecutionProvider", "fp32")
     assert len(info.model_sha256) == 64
     assert info.kind == RewardInfo.KIND_VALUE
-    assert info.goal_id == "square.mp4"
+    assert info.goal_id.startswith("square.mp4 ")
     assert math.isinf(info.reward_clip)
     assert info.uncertainty_threshold > 0
 
@@ -129,7 +129,7 @@ def test_goal_services(node: NodeUnderTest, tmp_path: Path) -> None:
         response = set_goal(node, **fields)
         assert response.result == result, response
         assert response.message
-        assert response.goal_id == "square.mp4"
+        assert response.goal_id.startswith("square.mp4 ")
     assert set_goal(node, source=SetGoal.Request.FROM_VIDEO_SUBGOALS, uri="square.mp4").result == (
         Response.RESULT_INVALID_REQUEST
     )
@@ -137,21 +137,23 @@ def test_goal_services(node: NodeUnderTest, tmp_path: Path) -> None:
         Response.RESULT_INVALID_REQUEST
     )
     assert set_goal(node, source=SetGoal.Request.FROM_CURRENT_FRAME).result == Response.RESULT_NOT_FOUND
-    assert node.answer(FRAMES[0]).goal_id == "square.mp4"
+    assert node.answer(FRAMES[0]).goal_id.startswith("square.mp4 ")
 
     response = set_goal(node, source=SetGoal.Request.FROM_CURRENT_FRAME, reset_episode=True)
     assert response.result == Response.RESULT_SUCCESS, response
-    assert response.goal_id == "current_frame"
+    current = response.goal_id
+    assert current.startswith("current_frame ")
     assert response.initial_distance == pytest.approx(0.0, abs=1e-5)
     answer = node.answer(FRAMES[0])
-    assert (answer.goal_id, answer.episode) == ("current_frame", 1)
+    assert (answer.goal_id, answer.episode) == (current, 1)
     assert answer.value == pytest.approx(0.0, abs=1e-5)
     assert math.isnan(answer.progress)
 
     response = set_goal(node, source=SetGoal.Request.FROM_FILE, uri="goal.png")
     assert response.result == Response.RESULT_SUCCESS
     answer = node.answer(FRAMES[0])
-    assert (answer.goal_id, answer.episode, answer.status) == ("goal.png", 1, Reward.STATUS_WARMING_UP)
+    assert (answer.goal_id, answer.episode, answer.status) == (response.goal_id, 1, Reward.STATUS_WARMING_UP)
+    assert response.goal_id.startswith("goal.png ")
     assert response.initial_distance > 0.1
     response = set_goal(node, source=SetGoal.Request.FROM_IMAGE, image=rgb_to_compressed(FRAMES[0]))
     assert response.result == Response.RESULT_SUCCESS
@@ -165,8 +167,8 @@ def test_goal_image_topic(node: NodeUnderTest) -> None:
 
     publisher = node.graph.node.create_publisher(Image, "/reward_node/goal_image", qos.latched())
     publisher.publish(rgb_to_message(FRAMES[0]))
-    node.wait(lambda: bool(node.infos) and node.infos[-1].goal_id == "goal_image")
-    assert node.answer(FRAMES[0]).goal_id == "goal_image"
+    node.wait(lambda: bool(node.infos) and node.infos[-1].goal_id.startswith("goal_image "))
+    assert node.answer(FRAMES[0]).goal_id == node.infos[-1].goal_id
 
 
 def test_reset_begins_an_episode(node: NodeUnderTest) -> None:
@@ -220,7 +222,7 @@ def test_diagnostics_tell_rate_model_and_goal(node: NodeUnderTest) -> None:
     values = {pair.key: pair.value for pair in status.values}
     assert values["state"] == "active"
     assert values["provider"] == "CPUExecutionProvider"
-    assert values["goal"] == "square.mp4"
+    assert values["goal"].startswith("square.mp4 ")
     assert int(values["frames answered"]) >= 5
     assert float(values["latency p95 [s]"]) < 1.0
 

@@ -145,8 +145,10 @@ def test_another_method_or_recipe_does_not_resume(videos, recipe, tmp_path, monk
     from v2r_core.methods import METHODS
 
     train("toy", recipe, [videos], tmp_path / "run", options(stop_after=1))
-    with pytest.raises(CheckpointError, match=r"lr was 0\.05, now it is 0\.1"):
-        train("toy", ToyRecipe(epochs=2, batch_size=8, lr=0.1), [videos], tmp_path / "run", options(resume=True))
+    with pytest.raises(CheckpointError, match=r"compat was official, now it is paper"):
+        train(
+            "toy", ToyRecipe(epochs=2, batch_size=8, compat="paper"), [videos], tmp_path / "run", options(resume=True)
+        )
     monkeypatch.setitem(METHODS, "other", "toy_method:Toy")
     with pytest.raises(CheckpointError, match="holds a run of toy, other asked for"):
         train("other", recipe, [videos], tmp_path / "run", options(resume=True))

@@ -27,7 +27,8 @@ class Train:
 
     Attributes:
         method: what to train with.
-        data: video files, folders of them, folders of images, bags.
+        data: video files, folders of images, bags, LeRobotDatasets (`pick`, or `pick#3` for an episode), and folders of
+            all these.
         out: folder of the run.
         recipe: the preset, with the changes from the command line.
         options: how to train.

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from v2r_core.deploy.judging import subgoal_count
 from v2r_core.deploy.stream import Scorer
+from v2r_core.rewards.goal import adapt_goal
 
 KIND_VALUE, KIND_STEP_REWARD = 0, 1
 """Constants of v2r_msgs/RewardInfo (a test holds them together)."""
@@ -41,10 +43,17 @@ def reward_info_fields(
         "reward_scale": scale,
         "reward_clip": clip or float("inf"),
         "discount": 1.0,
-        "uncertainty_threshold": goal.uncertainty_threshold if goal else float("nan"),
+        "uncertainty_threshold": _threshold(scorer),
         "goal_id": goal.name if goal else "",
         "goal_source": goal_source if goal else "",
-        "subgoal_count": len(goal.milestones) if goal else 0,
+        "subgoal_count": subgoal_count(scorer),
         "component_names": list(cameras) if len(cameras) > 1 else [],
         "software_version": version("v2r_ros"),
     }
+
+
+def _threshold(scorer: Scorer) -> float:
+    """The threshold that is in force: the goal's own holds for the rule over cameras that it was calibrated with."""
+    if scorer.goal is None:
+        return float("nan")
+    return adapt_goal(scorer.goal, scorer.camera_rule, subgoals=True).uncertainty_threshold

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,15 @@ from PIL import Image, ImageOps
 from v2r_core.deploy.cameras import PLACEHOLDER
 from v2r_core.deploy.stream import Scorer
 from v2r_core.rewards.executions import MARGIN, widened
-from v2r_core.rewards.goal import Goal, goal_name, load_goal
+from v2r_core.rewards.goal import MAX_NAME, Goal, goal_name, load_goal
 from v2r_core.video.resize import Frame
 from v2r_core.video.source import open_video
 from v2r_core.video.video import IMAGE_SUFFIXES, Video
 
 GOAL_SUFFIX = ".safetensors"
+DIGITS = 8
+"""Of a hash, hexadecimal: enough to tell a person's goals apart, and short enough to read."""
+CHUNK = 1 << 20
 
 
 class Together:
@@ -34,8 +39,44 @@ class Together:
         return zip(*self._videos, strict=False)
 
 
+def file_goal_name(files: Sequence[Path]) -> str:
+    """The name of a goal that is made of files: `demo.mp4 3fa9c1d2`.
+
+    The digits are the first ones that `sha256sum` prints. So the name is the same wherever the file lies and whoever
+    reads it, and another one for another file of that name.
+
+    Args:
+        files: one of each camera, which are hashed one after the other; the first one gives its name.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    return _content_name(files[0].name, (chunk for file in files for chunk in _chunks(file)))
+
+
+def frames_goal_name(name: str, frames: Sequence[Frame]) -> str:
+    """The name of a goal that is made of images without a file, uint8 (H, W, 3): `current_frame 3fa9c1d2`."""
+    shapes = str([frame.shape for frame in frames]).encode()
+    return _content_name(name, (shapes, *(np.ascontiguousarray(frame).data for frame in frames)))
+
+
+def _content_name(name: str, content: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part)
+    return f"{goal_name(name)[-(MAX_NAME - DIGITS - 1) :]} {digest.hexdigest()[:DIGITS]}"
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            yield chunk
+
+
 def read_goal(scorer: Scorer, path: str | Path, cameras: Sequence[str] = ("",)) -> Goal:
-    """The goal that a file holds, or one file of each camera.
+    """The goal that a file holds, or one file of each camera; named by `file_goal_name`.
+
+    A folder or a bag, which is no single file, goes by the name of its video.
 
     Args:
         scorer: embeds frames.
@@ -49,13 +90,17 @@ def read_goal(scorer: Scorer, path: str | Path, cameras: Sequence[str] = ("",)) 
     """
     file = Path(path).expanduser()
     if file.suffix.lower() == GOAL_SUFFIX:
-        return load_goal(file)
+        return replace(load_goal(file), name=file_goal_name([file]))
     if len(cameras) > 1:
         return _goal_of_cameras(scorer, camera_files(path, cameras))
     if is_image(file):
-        return scorer.goal_from_frames([read_goal_image(file)], goal_name(file.name))
+        return scorer.goal_from_frames([read_goal_image(file)], file_goal_name([file]))
     with open_video(path) as demonstration:
-        return scorer.goal_from_video(demonstration, goal_name(demonstration.name))
+        return scorer.goal_from_video(demonstration, _video_goal_name([file], demonstration))
+
+
+def _video_goal_name(files: Sequence[Path], video: Video) -> str:
+    return file_goal_name(files) if all(file.is_file() for file in files) else goal_name(video.name)
 
 
 def camera_files(path: str | Path, cameras: Sequence[str]) -> list[str]:
@@ -82,10 +127,10 @@ def _goal_of_cameras(scorer: Scorer, paths: Sequence[str]) -> Goal:
         raise ValueError(f"{files[0].name}: an image for one camera and a video for another; give the same of each")
     if images[0]:
         view = tuple(read_goal_image(file) for file in files)
-        return scorer.goal_from_frames([view], goal_name(files[0].name))
+        return scorer.goal_from_frames([view], file_goal_name(files))
     with ExitStack() as stack:
         videos = [stack.enter_context(open_video(path)) for path in paths]
-        return scorer.goal_from_video(Together(videos), goal_name(videos[0].name))
+        return scorer.goal_from_video(Together(videos), _video_goal_name(files, videos[0]))
 
 
 def with_executions(scorer: Scorer, goal: Goal, executions: Sequence[str | Path], margin: float = MARGIN) -> Goal:

@@ -45,6 +45,7 @@ class Judged:
         problem: what went wrong in words; empty: nothing.
         episode: number of the episode that the image belongs to, from 0.
         frame_count: images scored so far, this one included.
+        subgoal_count: subgoals that the reward pursues, see `subgoal_count`.
     """
 
     sample: RewardSample | None
@@ -52,6 +53,7 @@ class Judged:
     problem: str
     episode: int
     frame_count: int
+    subgoal_count: int
 
     def fields(self, goal: Goal | None) -> dict[str, Any]:
         """Fields of v2r_msgs/Reward by name, all but the header, the cameras' components and what the node measures.
@@ -65,12 +67,22 @@ class Judged:
                 fields[name] = float(np.float32(getattr(self.sample, name)))
             fields["subgoal_index"] = int(self.sample.subgoal_index)
         return fields | {
-            "subgoal_count": len(goal.milestones) if goal else 0,
+            "subgoal_count": self.subgoal_count,
             "status": int(self.status),
             "episode": self.episode,
             "frame_count": self.frame_count,
             "goal_id": goal.name if goal else "",
         }
+
+
+def subgoal_count(scorer: Scorer) -> int:
+    """Number of subgoals that a scorer's reward pursues, as its samples say; 0 without a goal.
+
+    A goal may have more of them than that: all rewards but uvd leave them out.
+    """
+    if scorer.goal is None:
+        return 0
+    return len(scorer.goal.milestones) if scorer.reward_name == "uvd" else 1
 
 
 class StreamJudge:
@@ -156,7 +168,11 @@ class StreamJudge:
         sample, status, problem = self._judge(stamp_ns, now_ns, step)
         if status not in _NOT_SCORED:
             self.frame_count += 1
-        return Judged(sample, status, problem, self.episode, self.frame_count)
+        return Judged(sample, status, problem, self.episode, self.frame_count, subgoal_count(self.scorer))
+
+    def stale(self) -> Judged:
+        """The answer where no image has come for too long."""
+        return Judged(None, Status.STALE_IMAGE, "", self.episode, self.frame_count, subgoal_count(self.scorer))
 
     def _judge(
         self, stamp_ns: int, now_ns: int, step: Callable[[], tuple[RewardSample, Status]]
@@ -167,8 +183,7 @@ class StreamJudge:
         moment = stamp_ns or now_ns
         if stamp_ns and stamp_ns <= self._last_ns:
             problem = "stamps jumped back: the stream was restarted, so a new episode begins"
-            self.scorer.reset()
-            self.episode += 1
+            self.reset()  # which forgets the stamps from before, or an unusable image would leave it to the next one
         else:
             problem = self._broken_window(moment) or ("" if stamp_ns else UNSTAMPED)
         gap = self.scorer.period is None and 0 < self._last_ns < stamp_ns - self._max_gap_ns

@@ -17,6 +17,7 @@ from v2r_core.deploy.pacing import frames_apart
 from v2r_core.deploy.runtime import NetworkSession, Session
 from v2r_core.rewards import EmbeddingReward, make_reward
 from v2r_core.rewards.baselines import pixel_embedding
+from v2r_core.rewards.calibration import CameraRule
 from v2r_core.rewards.goal import Goal, goal_from_demonstration, goal_from_images, load_goal, thinned_frames
 from v2r_core.rewards.reward import Embed, Network, RewardCurve, RewardKind, RewardSample
 from v2r_core.rewards.uvd import decompose
@@ -233,6 +234,12 @@ class Scorer:
         """
         self.reward.set_shape(scale, clip)
         self._parameters |= {"scale": scale, "clip": clip}
+
+    @property
+    def camera_rule(self) -> CameraRule:
+        """How the distances of several cameras become one."""
+        rule: CameraRule = self._parameters.get("cameras", "mean")
+        return rule
 
     def reset(self) -> None:
         """Starts an episode with the goal in force."""

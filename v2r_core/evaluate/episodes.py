@@ -169,4 +169,8 @@ def write_index(folder: Path, index: EpisodeIndex) -> None:
 
 
 def _relative(video: Path, root: Path) -> Path:
-    return video.relative_to(root) if video.is_relative_to(root) else Path(video.name)
+    if video.is_relative_to(root):
+        return video.relative_to(root)
+    # Episodes of a LeRobotDataset: FOLDER#3/CAMERA.
+    episode = str(video).removeprefix(str(root))
+    return Path(f"{root.name}{episode}") if episode.startswith("#") else Path(video.name)

@@ -36,16 +36,18 @@ def write_overlay(
 
     def pictures() -> Iterator[Frame]:
         for i, frame in enumerate(frames):
-            stage = int(curve.subgoal_index[i])
+            stage, count = int(curve.subgoal_index[i]), int(curve.subgoal_count[i])
+            # A reward without subgoals pursues the last one of a goal that has some.
+            pursued = targets[-max(1, count) :]
             yield draw_overlay(
                 frame,
                 reward=float(curve.reward[i]),
                 progress=float(curve.progress[i]),
                 value=float(curve.value[i]),
                 subgoal_index=stage,
-                subgoal_count=int(curve.subgoal_count[i]),
+                subgoal_count=count,
                 status=status[i],
-                target=targets[min(stage, len(targets) - 1)] if targets else None,
+                target=pursued[min(stage, len(pursued) - 1)] if pursued else None,
             )
 
     write_video(path, pictures(), fps)

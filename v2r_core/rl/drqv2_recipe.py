@@ -63,7 +63,7 @@ class DrQv2Recipe:
         update_every: steps for each update.
         exploration_steps: steps at the start whose actions are uniform.
         seed_frames: frames to collect before the first update.
-        replay_rows: frames that the replay holds.
+        replay_rows: frames that the replay holds, if `--replay-gb` allows so many.
     """
 
     compat: Literal["official", "paper"] = "official"

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from v2r_core.rl.rollouts import Episode, Rollouts, Setup
 
 EVALUATION_SEEDS = 500_000_000
-"""Where the seeds of evaluations during training begin; training takes (seed + 1) * TRAINING_SEEDS and on."""
+"""Where the seeds of evaluations during training begin; see `training_seed` for those of training."""
 TEST_SEEDS = 600_000_000
 """Where those of evaluations afterwards begin: a checkpoint that was chosen on some placements is judged on others."""
 TRAINING_SEEDS = 1_000_000
+"""Of a training whose own seed is so small that they lie below those of evaluations."""
+DRAWN_SEEDS = range(700_000_000, 2**32 - 49, 50)
+"""Where the others take theirs from, fifty in a row: MetaWorld draws so many placements at once."""
 
 Act = Callable[[NDArray[Any]], NDArray[np.float32]]
 """From a stack of rows to an action."""
@@ -52,6 +55,23 @@ class Evaluation:
             "eval/steps_to_success": self.steps_to_success,
             "eval/unpaid": float(np.mean([episode.unpaid for episode in self.episodes])),
         }
+
+
+def training_seed(seed: int, episode: int) -> int:
+    """Seed of an episode of training: none that an evaluation has, and one that every simulator takes.
+
+    Args:
+        seed: of the training, 0 or more.
+        episode: counted from 0.
+
+    Returns:
+        In [1_000_000, 500_000_000) or [700_000_000, 2**32).
+    """
+    if seed < EVALUATION_SEEDS // TRAINING_SEEDS - 1 and episode < TRAINING_SEEDS:
+        return (seed + 1) * TRAINING_SEEDS + episode
+    block, number = divmod(episode, DRAWN_SEEDS.step)
+    drawn = int(np.random.SeedSequence((seed, block)).generate_state(1, np.uint64)[0])
+    return DRAWN_SEEDS[drawn % len(DRAWN_SEEDS)] + number
 
 
 class Evaluator:

@@ -14,7 +14,6 @@ faster: an update sees the episodes that were complete when the step began.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -23,21 +22,21 @@ import numpy as np
 import torch
 
 from v2r_core.deploy.bundle import MANIFEST
+from v2r_core.rl.agent_replay import open_replay, store_episode
 from v2r_core.rl.drqv2 import DrQv2Agent
 from v2r_core.rl.drqv2_recipe import DrQv2Recipe
 from v2r_core.rl.envs import EnvironmentFailure
-from v2r_core.rl.evaluation import TRAINING_SEEDS, Evaluator
-from v2r_core.rl.novelty import make_novelty
+from v2r_core.rl.evaluation import Evaluator, training_seed
+from v2r_core.rl.novelty import make_novelty, pay_novelty
 from v2r_core.rl.observation import make_observer
-from v2r_core.rl.offline import fill_from_recordings
+from v2r_core.rl.offline import check_recordings, fill_from_recordings
 from v2r_core.rl.options import RlOptions, Task
-from v2r_core.rl.replay import Batch, ReplayStore, stored_discount
 from v2r_core.rl.rollouts import Episode, Rollouts
-from v2r_core.rl.runs import BEST, record_of, setup_of
+from v2r_core.rl.runs import BEST, forget_later_best, record_of, setup_of
 from v2r_core.rl.saving import load_state, save_state
-from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints, step_of
+from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints
 from v2r_core.training.log import RunLog
-from v2r_core.training.record import claim, with_whole_paths
+from v2r_core.training.record import check_claim, claim, with_whole_paths
 from v2r_core.training.signals import stop_signals
 from v2r_core.video.writing import write_video
 
@@ -69,8 +68,12 @@ def train(recipe: DrQv2Recipe, task: Task, options: RlOptions, out: str | Path) 
     if options.threads:
         torch.set_num_threads(options.threads)
     task = with_whole_paths(task, ("reward", "goal", "observation"), MANIFEST)
-    claim(run, record_of(recipe, task, options), options.resume)
+    record = record_of(recipe, task, options)
+    check_claim(run, record, options.resume)
     with _Trainer(run, recipe, task, options) as trainer:
+        # Only now: a name that does not exist must not use a folder up. Who has the replay's lock has the folder.
+        claim(run, record, options.resume)
+        trainer.begin()
         trainer.run()
     return run
 
@@ -81,33 +84,35 @@ class _Trainer:
     def __init__(self, run: Path, recipe: DrQv2Recipe, task: Task, options: RlOptions) -> None:
         self.run_folder = run
         self.recipe, self.task, self.options = recipe, task, options
-        observer = make_observer(task.observation, recipe.size)
-        self.shape = observer.shape
+        self.observer = make_observer(task.observation, recipe.size)
+        self.shape = self.observer.shape
         self.setup = setup_of(recipe, task)
         self.device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
         self.agent_steps = self.env_steps = self.updates = self.episodes = self.failures = 0
-        self.saved_at = self.evaluated_at = 0
+        self.saved_at = self.evaluated_at = self.judged_at = 0
         self.recent: list[bool] = []
         self.best = (-math.inf, -math.inf)
         self.metrics: list[dict[str, float]] = []
         self.rng = np.random.default_rng(options.seed)
         self.evaluator: Evaluator | None = None
+        self.going_on = options.resume and bool(list_checkpoints(run))
         self.rollouts = Rollouts(self.setup, [self._next_seed() for _ in range(options.envs)])
-        layout = observer.layout(self.rollouts.action_dim)
-        # As many rows as the recipe wants, or as much of the disk as it may have.
-        capacity = min(recipe.replay_rows * layout.row_bytes, math.floor(options.replay_gb * 1e9))
-        self.store = ReplayStore(run / "replay", layout, capacity)
-        self.agent = DrQv2Agent(recipe, self.shape, self.rollouts.action_dim, seed=options.seed, device=self.device)
+        try:
+            self._make_agent()
+        except BaseException:
+            self.rollouts.close()
+            raise
+
+    def _make_agent(self) -> None:
+        recipe, options, action_dim = self.recipe, self.options, self.rollouts.action_dim
+        if options.offline is not None and not self.going_on:
+            check_recordings(options.offline, action_dim)
+        self.agent = DrQv2Agent(recipe, self.shape, action_dim, seed=options.seed, device=self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
-            self.novelty = make_novelty(self.shape).to(self.device) if task.novelty else None
-        if options.resume and list_checkpoints(run):
-            self._restore()
-        else:
-            self.store.rewind(0)
-            if options.offline is not None:
-                fill_from_recordings(self.store, options.offline, observer)
-        self._forget_later_best()
+            self.novelty = make_novelty(self.shape).to(self.device) if self.task.novelty else None
+        layout = self.observer.layout(action_dim)
+        self.store, self.replay_note = open_replay(self.run_folder / "replay", layout, recipe, options)
 
     def __enter__(self) -> _Trainer:
         return self
@@ -118,6 +123,17 @@ class _Trainer:
         if self.evaluator is not None:
             self.evaluator.close()
 
+    def begin(self) -> None:
+        """Goes back to the newest checkpoint, or begins with what a robot recorded."""
+        if self.going_on:
+            self._restore()
+        else:
+            self.store.rewind(0)
+            if self.options.offline is not None:
+                fill_from_recordings(self.store, self.options.offline, self.observer)
+        if not forget_later_best(self.run_folder, self.env_steps):
+            self.best = (-math.inf, -math.inf)
+
     def run(self) -> None:
         """All steps, or as many as a signal or `stop_after` allows."""
         options = self.options
@@ -125,12 +141,15 @@ class _Trainer:
         with RunLog(self.run_folder, options.steps, self.env_steps, True) as log, stop_signals() as stopping:
             self.log = log
             self.began, self.began_at = time.perf_counter(), self.env_steps
+            if self.replay_note:
+                log.say(self.replay_note)
             self._pretrain()
             while self.env_steps < last and not stopping:
                 try:
                     self._step()
                 except EnvironmentFailure as error:
-                    self._replace_environments(error)
+                    if not stopping:  # else the signal was sent to the environments, too
+                        self._replace_environments(error)
                 if options.eval_every and self.env_steps - self.evaluated_at >= options.eval_every:
                     self.evaluated_at += options.eval_every
                     if self._evaluate() >= options.stop_at:
@@ -140,7 +159,7 @@ class _Trainer:
             else:
                 if stopping:
                     log.say(f"signal {stopping[0]}: saving at step {self.env_steps}; go on with --resume")
-                elif self.evaluated_at < self.env_steps == last == options.steps:
+                elif last == options.steps and self.judged_at < self.env_steps:
                     self._evaluate()
             self._save(final=True)
 
@@ -179,17 +198,9 @@ class _Trainer:
         )
         numbers: dict[str, float] = {}
         if self.novelty is not None:
-            batch, numbers["novelty"] = self._with_novelty(batch)
+            batch, numbers["novelty"] = pay_novelty(self.novelty, batch, self.task.novelty)
         self.metrics.append(self.agent.update(batch, step) | numbers)
         self.updates += 1
-
-    def _with_novelty(self, batch: Batch) -> tuple[Batch, float]:
-        """Diffusion Reward's mix: what the bundle pays was stored times 1 - alpha; alpha times novelty comes here."""
-        assert self.novelty is not None
-        newest = torch.from_numpy(np.ascontiguousarray(batch.next_observation[:, -1])).to(self.device)
-        novelty = self.novelty.learn(newest).cpu().numpy()
-        reward = (batch.reward + self.task.novelty * novelty).astype(np.float32)
-        return batch._replace(reward=reward), float(novelty.mean())
 
     def _pretrain(self) -> None:
         """Updates on recorded episodes alone, before the first step."""
@@ -199,22 +210,17 @@ class _Trainer:
             self._update(self.agent_steps)
 
     def _drawable(self) -> bool:
-        return any(episode.rows > self.recipe.nstep for episode in self.store.episodes[-1:])
+        return any(episode.rows > self.recipe.nstep for episode in reversed(self.store.episodes))
 
     # --- episodes ----------------------------------------------------------------------------------------------------
 
     def _next_seed(self) -> int:
         self.episodes += 1
-        return (self.options.seed + 1) * TRAINING_SEEDS + self.episodes - 1
+        return training_seed(self.options.seed, self.episodes - 1)
 
     def _finish(self, episode: Episode) -> None:
         """Stores an episode and says how it went."""
-        self.store.begin(episode.rows[0])
-        steps = list(zip(episode.actions, episode.rewards, episode.rows[1:], strict=True))
-        for number, (action, reward, row) in enumerate(steps, start=1):
-            terminated = episode.terminated and number == len(steps)
-            self.store.append(action, reward, stored_discount(terminated, self.recipe.compat), row)
-        self.store.end(seed=episode.seed, success=int(episode.success), dense=episode.dense)
+        store_episode(self.store, episode, self.recipe.compat)
         self.recent = [*self.recent[-19:], episode.success]
         numbers = {
             "return": sum(episode.rewards),
@@ -252,6 +258,7 @@ class _Trainer:
     def _evaluate(self) -> float:
         """Share of successes; NaN if an environment raised, which loses the evaluation, not the run."""
         options, stack = self.options, self.recipe.frame_stack
+        self.judged_at = self.env_steps
         try:
             if self.evaluator is None:
                 self.evaluator = Evaluator(self.setup, stack, options.eval_episodes, options.envs, options.video)
@@ -285,14 +292,6 @@ class _Trainer:
             self.best = score
             # A run that is killed after this knows the score of the agent that lies there.
             self._save(final=False)
-
-    def _forget_later_best(self) -> None:
-        """Removes agents of evaluations that will come again, and their score where nothing is left."""
-        for checkpoint in list_checkpoints(self.run_folder / BEST):
-            if step_of(checkpoint) > self.env_steps:
-                shutil.rmtree(checkpoint)
-        if not list_checkpoints(self.run_folder / BEST):
-            self.best = (-math.inf, -math.inf)
 
     def _save(self, final: bool) -> None:
         self.saved_at = self.env_steps
@@ -333,6 +332,7 @@ class _Trainer:
 
     def _restore(self) -> None:
         state = load_state(latest_checkpoint(self.run_folder))
+        state.setdefault("judged_at", state["evaluated_at"])  # runs of older versions have none
         self.agent.load_state_dict(state["agent"])
         self.rng.bit_generator.state = state["rng"]
         for name in _COUNTERS:
@@ -347,4 +347,4 @@ class _Trainer:
         self.rollouts.come_back(histories)
 
 
-_COUNTERS = ("agent_steps", "env_steps", "updates", "episodes", "saved_at", "evaluated_at")
+_COUNTERS = ("agent_steps", "env_steps", "updates", "episodes", "saved_at", "evaluated_at", "judged_at")

@@ -6,11 +6,13 @@ answer is divided by its running mean, since embeddings come in any scale.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from v2r_core.nn.rnd import FEATURES, RandomNetworkDistillation
+from v2r_core.rl.transitions import Batch
 
 SIDE = 64
 _MEMORY = 0.99
@@ -90,3 +92,21 @@ class EmbeddingNovelty(nn.Module):
 def make_novelty(shape: tuple[int, ...]) -> PixelNovelty | EmbeddingNovelty:
     """The kind that fits rows of a shape: (3, S, S) or (D,)."""
     return PixelNovelty() if len(shape) == 3 else EmbeddingNovelty(shape[0])
+
+
+def pay_novelty(network: PixelNovelty | EmbeddingNovelty, batch: Batch, alpha: float) -> tuple[Batch, float]:
+    """Diffusion Reward's mix: alpha times novelty is added; what a bundle pays was stored times 1 - alpha.
+
+    Args:
+        network: learns from the batch.
+        batch: of transitions; how new their last frame is counts.
+        alpha: weight in [0, 1].
+
+    Returns:
+        The batch with the rewards of the mix, and the mean novelty.
+    """
+    device = next(network.parameters()).device
+    newest = torch.from_numpy(np.ascontiguousarray(batch.next_observation[:, -1])).to(device)
+    novelty = network.learn(newest).cpu().numpy()
+    reward = (batch.reward + alpha * novelty).astype(np.float32)
+    return batch._replace(reward=reward), float(novelty.mean())

@@ -19,6 +19,9 @@ Checkpoint = Literal["best", "newest"]
 """Of a run: the one with the most successes in an evaluation (of equals, the one with the highest return), or the
 last. More training is not always better: an agent goes on to where its reward is high."""
 
+SEEDS = 2**32
+"""Seeds that a run may have lie below it."""
+
 ENVIRONMENT_REWARDS = ("sparse", "dense", "none")
 
 
@@ -72,13 +75,14 @@ class RlOptions:
 
     Attributes:
         steps: environment steps in all, action repeats counted.
-        seed: of weights, exploration, sampling and placements.
+        seed: of weights, exploration, sampling and placements; 0 to 2**32 - 1.
         envs: environments, each in a process of its own.
         eval_every: environment steps between two evaluations, 0 for none but the last.
         eval_episodes: episodes of an evaluation; their placements occur in no training episode.
         video: write the first episode of every evaluation as mp4.
         save_every: environment steps between two checkpoints.
-        replay_gb: largest size of the replay on disk.
+        replay_gb: largest size of the replay on disk, below which it may hold fewer frames than the recipe wants; a
+            resumed run keeps the size that it was started with.
         offline: folder of episodes that a robot recorded (policy_node's record_dir); they go into the replay first.
         offline_updates: updates on them before the first step.
         stop_at: stop once this share of an evaluation's episodes succeeds; above 1: never.
@@ -108,5 +112,7 @@ class RlOptions:
         for name in ("steps", "envs", "eval_episodes", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, at least 1 expected")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed is {self.seed}, a number from 0 to {SEEDS - 1} expected")
         if self.replay_gb <= 0:
             raise ValueError(f"replay_gb is {self.replay_gb}, a size above 0 expected")

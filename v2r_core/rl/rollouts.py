@@ -6,7 +6,9 @@ an update: so both get a process each. Episodes are held here until they are com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from numpy.typing import NDArray
 
-from v2r_core.rl.envs import make_env
+from v2r_core.rl.envs import EnvironmentFailure, make_env
 from v2r_core.rl.observation import Observed, Step, make_observer
 from v2r_core.rl.options import Task
 from v2r_core.rl.wrappers import VideoReward
@@ -58,6 +60,26 @@ def make_task_env(setup: Setup) -> Observed:
             gamma=setup.gamma,
         )
     return Observed(env, partial(make_observer, task.observation, setup.size))
+
+
+def _make_apart(parent: int, setup: Setup) -> Observed:
+    """The same in a process of its own, which leaves the group of its parent.
+
+    Ctrl-C goes to a whole group, and the parent still needs its environments when it saves. They end with their pipe,
+    however the parent ends.
+    """
+    if os.getpid() != parent:  # the parent makes one too, to see what kind of spaces there are
+        os.setpgrp()
+    return make_task_env(setup)
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    """What a process leaves that was killed, or that a simulator took with it, is a failure of its environment."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise EnvironmentFailure("the process of an environment was killed, or crashed") from error
 
 
 @dataclass
@@ -115,30 +137,32 @@ class Rollouts:
     def __init__(self, setup: Setup, seeds: Sequence[int], filming: bool = False) -> None:
         self._task = setup.task
         self.filming = filming
-        self._envs = AsyncVectorEnv(
-            [partial(make_task_env, setup)] * len(seeds),
-            context="spawn",
-            autoreset_mode=AutoresetMode.DISABLED,
-        )
+        make = partial(_make_apart, os.getpid(), setup)
+        with _alive():
+            self._envs = AsyncVectorEnv([make] * len(seeds), context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         self.action_dim = int(np.prod(self._envs.single_action_space.shape or (0,)))
-        (self.seconds_a_step, *_) = self._envs.get_attr("dt")
         self.episodes = [Episode(seed) for seed in seeds]
         try:
+            with _alive():
+                (self.seconds_a_step, *_) = self._envs.get_attr("dt")
             self.begin(seeds)
         except BaseException:
             self.close()
             raise
 
+    @_alive()
     def begin(self, seeds: Sequence[int | None]) -> None:
         """Starts an episode in every environment that is given a seed."""
         mask = np.array([seed is not None for seed in seeds])
         if not mask.any():
             return
+        begun = {number: Episode(seed) for number, seed in enumerate(seeds) if seed is not None}
+        for number, episode in begun.items():
+            self.episodes[number] = episode
         # The vector environment wants a number for those too that it leaves alone.
         rows, _ = self._envs.reset(seed=[seed or 0 for seed in seeds], options={"reset_mask": mask})
-        for number, seed in enumerate(seeds):
-            if seed is not None:
-                self.episodes[number] = Episode(seed, rows=[rows[number].copy()])
+        for number, episode in begun.items():
+            episode.rows.append(rows[number].copy())
         if mask[0]:
             self._take_frames()
 
@@ -146,11 +170,13 @@ class Rollouts:
         """What the agent sees in each environment: (stack, ...)."""
         return [episode.stack(stack) for episode in self.episodes]
 
+    @_alive()
     def send(self, actions: Sequence[NDArray[np.float32]]) -> None:
         """Lets every environment act; returns at once."""
         self._sent = [np.asarray(action, np.float32) for action in actions]
         self._envs.step_async(np.stack(self._sent))
 
+    @_alive()
     def receive(self) -> list[bool]:
         """Waits for what `send` began, and writes it into the episodes.
 
@@ -158,7 +184,7 @@ class Rollouts:
             For each environment, True if its episode is over.
 
         Raises:
-            EnvironmentFailure: an environment raised; all of them are gone.
+            EnvironmentFailure: an environment raised, or its process died; all of them are gone.
         """
         rows, paid, terminated, truncated, infos = self._envs.step_wait()
         for number, action in enumerate(self._sent):
@@ -169,6 +195,7 @@ class Rollouts:
         over: list[bool] = (terminated | truncated).tolist()
         return over
 
+    @_alive()
     def come_back(self, histories: Sequence[tuple[int, Sequence[NDArray[np.float32]]]]) -> None:
         """Comes back to the middle of episodes by their seeds and actions: exact, as simulators repeat themselves.
 
@@ -183,8 +210,15 @@ class Rollouts:
                 self._note(number, action, step)
 
     def close(self) -> None:
-        """Ends the processes."""
-        self._envs.close(terminate=True)
+        """Ends the processes, whatever they are at; Gymnasium's own `close` waits for an answer of the dead."""
+        for process in self._envs.processes:
+            process.terminate()
+        for process in self._envs.processes:
+            process.join()
+        for pipe in self._envs.parent_pipes:
+            if pipe is not None:  # Gymnasium's mark of an environment that raised
+                pipe.close()
+        self._envs.closed = True
 
     def _note(self, number: int, action: NDArray[np.float32], step: Step) -> None:
         row, paid, terminated, info = step

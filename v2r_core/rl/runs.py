@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,7 @@ from v2r_core.rl.observation import make_observer
 from v2r_core.rl.options import METHOD, Checkpoint, RlOptions, Task
 from v2r_core.rl.rollouts import Setup
 from v2r_core.rl.saving import load_state
-from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints, plain
+from v2r_core.training.checkpoint import latest_checkpoint, list_checkpoints, plain, step_of
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "onnxruntime")
 BEST = "best"
@@ -62,6 +63,18 @@ def checkpoint_of(run: str | Path, which: Checkpoint) -> Path:
         raise ValueError(f"checkpoint is {which!r}, one of {', '.join(get_args(Checkpoint))} expected")
     best = list_checkpoints(Path(run) / BEST)
     return best[-1] if which == "best" and best else latest_checkpoint(run)
+
+
+def forget_later_best(run: Path, step: int) -> bool:
+    """Removes agents of evaluations that a run which goes on at a step will do again.
+
+    Returns:
+        True if an older one is left.
+    """
+    for checkpoint in list_checkpoints(run / BEST):
+        if step_of(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+    return bool(list_checkpoints(run / BEST))
 
 
 def load_agent(

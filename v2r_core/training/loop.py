@@ -25,6 +25,7 @@ from v2r_core.methods import load_method
 from v2r_core.methods.method import Batch, Horizon, Method, Recipe, Step
 from v2r_core.methods.runs import RUN
 from v2r_core.training import checkpoint
+from v2r_core.training.adjusting import advice, changes_of, without, write_changes
 from v2r_core.training.collapse import CollapseWatch
 from v2r_core.training.features import frame_features
 from v2r_core.training.log import RunLog
@@ -35,6 +36,9 @@ from v2r_core.video.batches import finish, make_loader
 from v2r_core.video.clips import ClipDataset, steps_per_epoch
 from v2r_core.video.footage import find_videos
 from v2r_core.video.labels import Labels, read_labels
+
+_SHOWN_CLASSES = 20
+"""Classes that the log names."""
 
 
 class TrainingError(RuntimeError):
@@ -49,7 +53,7 @@ def train(
     Args:
         method_name: see `v2r_core.methods.METHODS`.
         recipe: of that method.
-        sources: video files, folders of them, folders of images, bags.
+        sources: video files, folders of images, bags, LeRobotDatasets, and folders of all these; see `find_videos`.
         out: folder of the run; made if need be.
         options: how to train.
 
@@ -59,7 +63,7 @@ def train(
     Raises:
         ValueError: settings or data that do not fit; a folder that holds a run, without `resume`; a run of another
             method or recipe, with it.
-        TrainingError: the loss is not finite, or the last checkpoint could not be saved.
+        TrainingError: loss or weights are not finite, or the last checkpoint could not be saved.
     """
     run = Path(out).expanduser()
     recipe = with_whole_paths(recipe, recipe.paths, RUN)
@@ -94,13 +98,15 @@ def train(
         "classes": list(labels.classes) if labels is not None else [],
         "processes": accelerator.num_processes,
     }
+    changes = changes_of(run, record) if options.resume and options.adjust else []
     if accelerator.is_main_process or options.resume:
-        claim(run, record, options.resume)
+        claim(run, without(changes, record), options.resume)
     accelerator.wait_for_everyone()
     optimizer = method.optimizer()
     wrapped, stepper = accelerator.prepare(method, optimizer)
     torch.manual_seed(options.seed * 1000 + accelerator.process_index)
     start = _restore(run, method, optimizer, accelerator) if options.resume else 0
+    news = write_changes(run, changes, start) if accelerator.is_main_process else []
     frozen = method.frozen()
     if frozen is not None:
         dataset.features = frame_features(frozen, dataset, accelerator.device, options.cache)
@@ -119,8 +125,10 @@ def train(
     batches = iter(loader)
     trainer = _Trainer(run, accelerator, wrapped, method, stepper, options, labels)
     with RunLog(run, horizon.steps, start, accelerator.is_main_process) as log, stop_signals() as stopping:
-        for name, reason in dataset.skipped:
-            log.say(f"skipped {name}: {reason}")
+        for line in [*news, *(f"skipped {name}: {reason}" for name, reason in dataset.skipped)]:
+            log.say(line)
+        if labels is not None:
+            log.say(f"{len(labels.classes)} classes: {', '.join(labels.classes[:_SHOWN_CLASSES])}")
         trainer.run(batches, start, last, log, stopping)
     accelerator.end_training()
     return run
@@ -217,6 +225,13 @@ class _Trainer:
 
     def _save(self, done: int, log: RunLog, final: bool) -> None:
         accelerator = self.accelerator
+        broken = [name for name, value in self.method.named_parameters() if not bool(value.isfinite().all())]
+        if broken:
+            # A run that went on from them could only end again.
+            told = advice(self.method.recipe_type)
+            raise TrainingError(
+                f"step {done}: weights are not finite: {broken[0]}; no checkpoint is made of them. {told}"
+            )
         lost: OSError | None = None
         try:
             checkpoint.write_rng(self.run_folder, done, accelerator.process_index)
@@ -263,8 +278,7 @@ class _Trainer:
         reason = f"weights are not finite: {broken[0]}" if broken else "weights are finite"
         return (
             f"step {step}: the loss is {float(outcome.loss.detach())} ({reason}) on {names}; "
-            f"batch and weights are in {folder}. "
-            "Lower the learning rate, warm up longer or use precision 'no' or 'bf16', and go on with --resume"
+            f"batch and weights are in {folder}. {advice(self.method.recipe_type)}"
         )
 
     def _report_damaged(self, batch: Batch, log: RunLog) -> None:

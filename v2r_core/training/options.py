@@ -16,14 +16,15 @@ class RunOptions:
         accumulate: batches whose gradients are added up before a step; each holds batch_size / accumulate examples.
         every: use every so manieth frame as the start of an example.
         cache: folder for decoded frames, to decode each video once only; None to decode in every epoch.
-        labels: classes of the videos, for methods that use them: `folders`, or a CSV file with the columns `video` and
-            `label`.
+        labels: classes of the videos, for methods that use them: `folders` (the folder that a video lies in, or a
+            folder of images itself), or a CSV file with the columns `video` and `label`.
         label_fraction: part of each class's videos whose label is used.
         save_every: steps between two checkpoints.
         keep: checkpoints to keep.
         log_every: steps between two lines of the log.
         stop_after: stop with a checkpoint after so many steps, 0 for never; schedules are not changed by it.
         resume: go on from the newest checkpoint in the folder.
+        adjust: with `resume`, take learning rates, their warm-up and the precision as they are given now.
         cpu: use the CPU even where there is a GPU.
     """
 
@@ -39,6 +40,7 @@ class RunOptions:
     log_every: int = 10
     stop_after: int = 0
     resume: bool = False
+    adjust: bool = False
     cpu: bool = False
 
     def __post_init__(self) -> None:

@@ -59,8 +59,8 @@ def _median_rate(dataset: ClipDataset) -> float | None:
     return float(np.median(rates)) if rates else None
 
 
-def claim(run: Path, record: dict[str, Any], resume: bool) -> None:
-    """Takes a folder for a run: writes the record, or when resuming compares it with the one that is there.
+def check_claim(run: Path, record: dict[str, Any], resume: bool) -> None:
+    """Looks whether `claim` would take a folder for a run; writes nothing.
 
     Raises:
         ValueError: the folder holds a run, and it is not to be resumed.
@@ -73,6 +73,16 @@ def claim(run: Path, record: dict[str, Any], resume: bool) -> None:
         raise CheckpointError(f"{run}: nothing to resume, there is no {RUN}; leave --resume away")
     if resume:
         _compare(read_run(run), record, run)
+
+
+def claim(run: Path, record: dict[str, Any], resume: bool) -> None:
+    """Takes a folder for a run: writes the record, or when resuming compares it with the one that is there.
+
+    Raises:
+        ValueError, CheckpointError: see `check_claim`.
+    """
+    check_claim(run, record, resume)
+    if resume:
         return
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / RUN, record)

@@ -7,11 +7,15 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from v2r_core.video.frame_cache import open_cached
 from v2r_core.video.resize import Frame
-from v2r_core.video.source import BAG_SUFFIXES, VIDEO_SUFFIXES, open_video
+from v2r_core.video.source import BAG_SUFFIXES, VIDEO_SUFFIXES, is_lerobot, open_video, split_episode
 from v2r_core.video.video import IMAGE_SUFFIXES, Video, VideoError
+
+if TYPE_CHECKING:
+    from v2r_core.video.lerobot import LeRobotFolder
 
 KEPT_OPEN = 64
 """Videos that a reader keeps open, each with its index and its decoder."""
@@ -60,22 +64,30 @@ def find_videos(paths: Sequence[str | Path]) -> list[str]:
     """Finds all sources of frames, in an order that depends on the names alone.
 
     Args:
-        paths: files, which are taken as they are; bags with a topic (`run1:/camera`); and folders. A folder is searched
-            with all that is below it for video files, rosbag2 folders and files, and folders of images. Images beside
-            videos are taken for thumbnails and left out, and so is what is hidden.
+        paths: files, which are taken as they are; bags with a topic (`run1:/camera`); episodes of LeRobotDatasets
+            (`pick#3`, `pick#3/camera`); and folders. A folder is searched with all that is below it for video files,
+            rosbag2 folders and files, folders of images, and LeRobotDatasets. Images beside videos are taken for
+            thumbnails and left out, and so is what is hidden. Of a LeRobotDataset every episode is a source, once for
+            each camera: `pick#3/camera`; of an episode without a camera all cameras are.
 
     Returns:
         What `open_video` takes: the given paths in their order, the content of a folder by name; each once.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        VideoError: nothing found.
+        VideoError: nothing found; a LeRobotDataset that cannot be read, or has no such episode or camera; or a path
+            that leads into one.
     """
     found: list[str] = []
+    datasets = _Datasets()
     for given in paths:
         path = Path(given).expanduser()
+        _refuse_inside_dataset(path)
         if path.is_dir():
-            found.extend(str(source) for source in _search(path))
+            found.extend(_search(path, datasets))
+        elif (episode := split_episode(path)) is not None:
+            folder, number, camera = episode
+            found.extend(_sources_of_episode(datasets[folder], number, camera))
         elif path.exists() or ":/" in str(path):
             found.append(str(path))
         else:
@@ -87,18 +99,52 @@ def find_videos(paths: Sequence[str | Path]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _search(folder: Path) -> Iterator[Path]:
+class _Datasets(dict[Path, "LeRobotFolder"]):
+    """LeRobotDatasets by their folders: the table of one is read once, and not for each of its episodes."""
+
+    def __missing__(self, folder: Path) -> LeRobotFolder:
+        from v2r_core.video.lerobot import LeRobotFolder  # noqa: PLC0415 (pydantic, which most callers do not need)
+
+        self[folder] = dataset = LeRobotFolder.open(folder)
+        return dataset
+
+
+def _sources_of_episode(dataset: LeRobotFolder, number: int, camera: str | None = None) -> Iterator[str]:
+    dataset.length(number)  # an episode that is not there is an error, and no video to skip
+    chosen = dataset.cameras if camera is None and dataset.cameras else (dataset.choose_camera(camera),)
+    return (f"{dataset.path}#{number}/{name}" for name in chosen)
+
+
+def _refuse_inside_dataset(path: Path) -> None:
+    """A video file of a LeRobotDataset v3 has many episodes one after the other, and none of their borders."""
+    whole = path.absolute()
+    inside = [folder.parent for folder in (whole, *whole.parents) if folder.name == "videos"]
+    for folder in inside if path.exists() else ():
+        # Only v3 has this folder: in older versions each episode is a file of its own.
+        if is_lerobot(folder) and (folder / "meta" / "episodes").is_dir():
+            raise VideoError(
+                f"{path}: a part of the LeRobotDataset {folder}, whose video files hold many episodes each; "
+                f"give {folder} for all of its episodes, or {folder}#0 for one"
+            )
+
+
+def _search(folder: Path, datasets: _Datasets) -> Iterator[str]:
+    if is_lerobot(folder):
+        dataset = datasets[folder]
+        for number in range(dataset.episodes):
+            yield from _sources_of_episode(dataset, number)
+        return
     entries = sorted((entry for entry in folder.iterdir() if entry.name[0] != "."), key=lambda entry: entry.name)
     if any(entry.name == "metadata.yaml" for entry in entries):
-        yield folder
+        yield str(folder)
         return
     videos = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES + BAG_SUFFIXES and entry.is_file()]
-    yield from videos
+    yield from map(str, videos)
     if not videos and any(entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file() for entry in entries):
-        yield folder
+        yield str(folder)
     for entry in entries:
         if entry.is_dir():
-            yield from _search(entry)
+            yield from _search(entry, datasets)
 
 
 def index_sources(
@@ -119,9 +165,10 @@ def index_sources(
     """
     usable: list[Source] = []
     skipped: list[tuple[str, str]] = []
+    open_source = _Opener(cache)
     for path in map(str, paths):
         try:
-            with _open(path, cache) as video:
+            with open_source(path) as video:
                 height, width, _ = video[0].shape
                 source = Source(path, len(video), height, width, video.fps)
         except (VideoError, OSError) as error:
@@ -149,7 +196,7 @@ class Reader:
 
     def __init__(self, sources: Sequence[Source], cache: CacheFolder | None = None) -> None:
         self.sources = sources
-        self._cache = cache
+        self._open_source = _Opener(cache)
         self._open: OrderedDict[int, Video] = OrderedDict()
         self._process = os.getpid()
 
@@ -170,11 +217,23 @@ class Reader:
         if source in self._open:
             self._open.move_to_end(source)
         else:
-            self._open[source] = _open(self.sources[source].path, self._cache)
+            self._open[source] = self._open_source(self.sources[source].path)
             if len(self._open) > KEPT_OPEN:
                 self._open.popitem(last=False)[1].close()
         return self._open[source][index]
 
 
-def _open(path: str, cache: CacheFolder | None) -> Video:
-    return open_video(path, lean=True) if cache is None else open_cached(path, cache.folder, cache.side)
+class _Opener:
+    """Opens sources, decoded before or leanly."""
+
+    def __init__(self, cache: CacheFolder | None) -> None:
+        self._cache = cache
+        self._datasets = _Datasets()
+
+    def __call__(self, path: str) -> Video:
+        if self._cache is not None:
+            return open_cached(path, self._cache.folder, self._cache.side)
+        if (episode := split_episode(Path(path).expanduser())) is not None:
+            folder, number, camera = episode
+            return self._datasets[folder].video(number, camera, lean=True)
+        return open_video(path, lean=True)

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from v2r_core.video.resize import Frame
-from v2r_core.video.source import open_video
+from v2r_core.video.source import open_video, split_episode
 from v2r_core.video.video import Video, VideoError, mean_rate, resolve_index
+
+_DATASET_SUFFIXES = (".parquet", ".mp4")
 
 
 class CacheError(RuntimeError):
@@ -161,10 +163,19 @@ def _about(frames: Path) -> Path:
 def source_state(source: str) -> list[tuple[str, int, int]]:
     """Names, sizes and times of change of the files that a source is made of."""
     path = Path(source)
+    if (episode := split_episode(path)) is not None:
+        # Whichever of its files an episode lies in: to look that up takes longer than to ask for the times of all.
+        found = (file for file in episode[0].rglob("*") if file.suffix in _DATASET_SUFFIXES or file.name == "info.json")
+        return [(str(file.relative_to(episode[0])), *_stat(file)) for file in sorted(found)]
     if not path.exists():
         path = Path(source.rpartition(":/")[0])
     files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [(file.name, *_stat(file)) for file in files]
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _digest(*values: object) -> str:

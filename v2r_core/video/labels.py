@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from v2r_core.video.source import is_bag_folder, split_episode, split_topic
+
 UNLABELLED = -1
 FOLDERS = "folders"
 _COLUMNS = ("video", "label")
+_SHOWN = 3
+"""Folders that an error names."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +56,56 @@ def read_labels(where: str | Path, videos: Sequence[str]) -> Labels:
     """Reads the classes of videos.
 
     Args:
-        where: `folders`, where the folder that a video lies in is its class; or a CSV file with the columns `video`
-            (path, or file name) and `label`.
+        where: `folders`, where a folder is a class, see `class_folder`; or a CSV file with the columns `video` (path,
+            or file name; of an episode of a LeRobotDataset `pick#3`, also without the camera) and `label`.
         videos: paths as the dataset has them.
 
     Returns:
-        Labels, with the classes in alphabetical order.
+        Labels, with the classes in alphabetical order; two at least.
 
     Raises:
-        ValueError: not such a file, or none of the videos has a label.
+        ValueError: not such a file, none of the videos has a label, or all have the same.
     """
     if str(where) == FOLDERS:
-        names = {video: Path(video).parent.name for video in videos}
+        names = {video: class_folder(video).name for video in videos}
     else:
         listed = _read_csv(Path(where))
-        names = {video: listed.get(video, listed.get(Path(video).name, "")) for video in videos}
+        names = {video: next((listed[name] for name in _names_of(video) if name in listed), "") for video in videos}
     names = {video: name for video, name in names.items() if name}
     if not names:
         raise ValueError(f"labels {where}: none of the {len(videos)} videos is in it; name them as in --data")
     classes = tuple(sorted(set(names.values())))
+    if len(classes) < 2:
+        folders = ", ".join(sorted({str(class_folder(video).absolute()) for video in names})[:_SHOWN])
+        raise ValueError(
+            f"labels {where}: one class only, {classes[0]!r}, of {len(names)} videos in {folders}; at least two are "
+            "needed: give a folder for each class to --data, with videos or images in it, or a CSV file as --labels"
+        )
     return Labels(classes, {video: classes.index(name) for video, name in names.items()})
+
+
+def class_folder(video: str | Path) -> Path:
+    """The folder whose name is the class of a video.
+
+    Args:
+        video: what `open_video` takes. A folder of images is a class itself, and so is a LeRobotDataset of its
+            episodes; everything else, files and bags, lies in the folder of its class.
+    """
+    path = Path(video)
+    if (episode := split_episode(path)) is not None:
+        return episode[0]
+    path, _ = split_topic(path)
+    return path if path.is_dir() and not is_bag_folder(path) else path.parent
+
+
+def _names_of(video: str) -> list[str]:
+    """The names that a table may have for a video, the longest first."""
+    path = Path(video)
+    if (episode := split_episode(path)) is None:
+        return [video, path.name]
+    folder, number, camera = episode
+    names = [f"{name}#{number}" for name in (folder, folder.name)]
+    return [*(f"{name}/{camera}" for name in names if camera is not None), *names]
 
 
 def _read_csv(file: Path) -> dict[str, str]:

@@ -31,16 +31,16 @@ def open_video(path: str | Path, *, fps: float = DEFAULT_FOLDER_FPS, lean: bool 
         VideoError: not a source of frames, or a damaged one.
     """
     whole = Path(path).expanduser()
-    if (episode := _split_episode(whole)) is not None:
+    if (episode := split_episode(whole)) is not None:
         from v2r_core.video.lerobot import LeRobotFolder  # noqa: PLC0415 (pydantic, which most callers do not need)
 
         folder, number, camera = episode
         return LeRobotFolder.open(folder).video(number, camera, lean=lean)
-    file, topic = _split_topic(whole)
+    file, topic = split_topic(whole)
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file or folder")
     suffix = file.suffix.lower()
-    is_bag = suffix in BAG_SUFFIXES if file.is_file() else _is_bag_folder(file)
+    is_bag = suffix in BAG_SUFFIXES if file.is_file() else is_bag_folder(file)
     if topic is not None and not is_bag:
         raise VideoError(f"{file}: topic {topic!r} given, but this is no rosbag2; leave the topic away")
     # The readers are imported when one is needed: PyAV and rosbags take longer to load than most callers to run.
@@ -58,7 +58,7 @@ def open_video(path: str | Path, *, fps: float = DEFAULT_FOLDER_FPS, lean: bool 
     return VideoFile(file, threads=1, kept_bytes=0) if lean else VideoFile(file)
 
 
-def _split_topic(path: Path) -> tuple[Path, str | None]:
+def split_topic(path: Path) -> tuple[Path, str | None]:
     """Takes `:/topic` off, but not off a path that exists: a file name may have colons itself."""
     head, colon, topic = str(path).rpartition(":")
     if not colon or not topic.startswith("/") or path.exists():
@@ -66,14 +66,14 @@ def _split_topic(path: Path) -> tuple[Path, str | None]:
     return Path(head), topic
 
 
-def _split_episode(path: Path) -> tuple[Path, int, str | None] | None:
+def split_episode(path: Path) -> tuple[Path, int, str | None] | None:
     """Folder, episode and camera if an episode of a LeRobotDataset is meant.
 
     Raises:
         VideoError: a LeRobotDataset is meant, but no episode of it, or an episode of what is none.
     """
     if path.exists():
-        if _is_lerobot(path):
+        if is_lerobot(path):
             raise VideoError(
                 f"{path}: is a LeRobotDataset; say which episode, and camera if there are several: {path}#0"
             )
@@ -83,7 +83,7 @@ def _split_episode(path: Path) -> tuple[Path, int, str | None] | None:
     if not mark or not folder.is_dir():
         return None
     choice = re.fullmatch(r"([0-9]+)(?:/([^/]+))?", rest)
-    if not _is_lerobot(folder):
+    if not is_lerobot(folder):
         if choice is None:
             return None
         raise VideoError(f"{folder}: episode {rest!r} given, but this is no LeRobotDataset; leave `#{rest}` away")
@@ -92,9 +92,11 @@ def _split_episode(path: Path) -> tuple[Path, int, str | None] | None:
     return folder, int(choice[1]), choice[2]
 
 
-def _is_lerobot(folder: Path) -> bool:
+def is_lerobot(folder: Path) -> bool:
+    """Whether it is the folder of a LeRobotDataset, of whatever version."""
     return (folder / "meta" / "info.json").is_file()
 
 
-def _is_bag_folder(folder: Path) -> bool:
+def is_bag_folder(folder: Path) -> bool:
+    """Whether a folder is a rosbag2, or has files of one."""
     return (folder / "metadata.yaml").is_file() or any(file.suffix in BAG_SUFFIXES for file in folder.iterdir())
