@@ -28,7 +28,7 @@ ARGUMENTS = {
     "record": ("false", "record image, reward, info and diagnostics with ros2 bag"),
     "bag": ("", "folder of the recording; empty: v2r_<date>_<time> here"),
     "autostart": ("true", "configure and activate at once; false: leave that to a lifecycle manager"),
-    "use_sim_time": ("", "true: take the time from /clock"),
+    "use_sim_time": ("", "true: take the time from /clock; record:=true needs it also where params_file says so"),
     "log_level": ("info", "debug, info, warn or error"),
 }
 

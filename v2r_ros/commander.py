@@ -78,6 +78,12 @@ class Commander:
             elif self._last is not None:
                 self._send(self._last)
 
+    def stop_anew(self) -> None:
+        """Publishes zeros before an episode begins; where positions are held nothing, for none is held over a reset."""
+        with self._lock:
+            self._last = None
+            self.stop()
+
     @property
     def in_force(self) -> NDArray[np.float32]:
         """The action in [-1, 1] that the newest command stands for; that of zeros before the first."""

@@ -65,11 +65,13 @@ class EpisodeLog:
     Attributes:
         number: of the episode, from 0.
         start_ns: stamp of its first image, or time of arrival where that has none.
+        images: how many have come.
         return_sum: sum of the finite rewards.
     """
 
     def __init__(self, number: int, start_ns: int, frame_id: str) -> None:
         self.number, self.start_ns = number, start_ns
+        self.images = 0
         self.return_sum = 0.0
         self._newest_ns = start_ns
         self._frame_id, self._goal_id = frame_id, ""
@@ -101,11 +103,17 @@ class EpisodeLog:
         self._above = self._above + 1 if reward.progress >= success_progress else 0
         return success_progress > 0 and self._above >= success_frames
 
+    def start_anew(self, moment_ns: int) -> None:
+        """Makes the image that came last, with this stamp, the first one."""
+        self.start_ns = self._newest_ns = moment_ns
+        self.images = 1
+
     def gone_back(self, moment_ns: int) -> str:
         """Notes an image's stamp; says so, in words, if time went back: then no limit of time can be kept any more.
 
         That is a stamp of before the episode, or one so much older than the newest that the image is not merely late.
         """
+        self.images += 1
         back = moment_ns < self.start_ns or moment_ns <= self._newest_ns - RESTART_NS
         if back:
             return f"the images' stamps went back from {self._newest_ns * 1e-9:.2f} s to {moment_ns * 1e-9:.2f} s"

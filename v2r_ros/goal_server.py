@@ -81,8 +81,7 @@ class GoalServer:
 
         Only now `~/goal_image` is heard: it is latched, so what was sent before arrives.
         """
-        with self._swap:
-            self._holder = holder
+        self._holder = holder
         if self._offered:
             self._subscription = self._node.create_subscription(
                 Image, "~/goal_image", self._on_goal_image, qos.latched(), callback_group=self._group
@@ -90,8 +89,11 @@ class GoalServer:
 
     def end(self) -> None:
         """Sets no more goals; one that is being encoded is given up."""
-        with self._swap:
-            self._holder = None
+        self._holder = None
+        if self._swap.acquire(
+            timeout=1.0
+        ):  # a goal that is being put in force; an inference that hangs is not waited for
+            self._swap.release()
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None

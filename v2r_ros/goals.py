@@ -134,7 +134,7 @@ def goal_from_files(
         check: called with each frame of a video; what it raises ends the work.
 
     Returns:
-        The goal, named by `file_goal_name`.
+        The goal, named by `file_goal_name`; for UVD without subgoals with `, end only` behind it.
 
     Raises:
         GoalError: it cannot be read, is too large, or has no subgoals to find.

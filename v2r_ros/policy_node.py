@@ -145,8 +145,11 @@ class PolicyNode(GuardedLifecycleNode):
         assert self._log is not None
         self._parts.guard.image(self._image_s, moment)
         if back := self._log.gone_back(moment):
-            self._end(Episode.END_FAULT, why=back)
-            return
+            if self._log.images > 2:
+                self._end(Episode.END_FAULT, why=back)
+                return
+            self._log.start_anew(moment)  # the first image was a late one, of before a reset that put time back
+            self._pacer.restart()
         if not self._pacer.due(moment):
             return
         last = self._log.too_long(moment, self._parameter("time_limit"))
@@ -270,7 +273,7 @@ class PolicyNode(GuardedLifecycleNode):
         elif self._state is State.DISABLED and time.monotonic() < self._settled_s:
             self._parts.commander.stop()
         elif self._state is State.WAITING and self._beginning.overdue(time.monotonic()):
-            self._parts.commander.stop()  # whoever waits for an action before showing more gets this one
+            self._parts.commander.stop_anew()  # whoever waits for an action before showing more gets this one
 
     def _on_done(self, done: Done) -> None:
         now = self._now_ns()

@@ -88,11 +88,6 @@ class MessageScorer:
         return self._judge.episode
 
     @property
-    def frame_count(self) -> int:
-        """Frames scored since activation."""
-        return self._judge.frame_count
-
-    @property
     def too_slow(self) -> bool:
         """Whether the camera is so slow that the reward's window can never fill."""
         return self._judge.too_slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -63,8 +64,15 @@ class Served:
         return self.server._answer(Request(source=Request.FROM_CURRENT_FRAME), Response())
 
 
+def participants() -> int:
+    """How many of them this process has: each has a thread of that name."""
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    return sum(name.startswith("dds.ev") for name in names)
+
+
 @pytest.fixture
 def serve(tiny_bundle: Path) -> Iterator[Callable[[int], Served]]:
+    before = participants()
     context = rclpy.Context()
     rclpy.init(context=context)
     made: list[tuple[Served, LifecycleNode]] = []
@@ -78,11 +86,17 @@ def serve(tiny_bundle: Path) -> Iterator[Callable[[int], Served]]:
         return made[-1][0]
 
     yield start
-    for served, node in made:
+    while made:
+        served, node = made.pop()
         served.may_decode.set()
         served.server.close()
         node.destroy_node()
+        del served, node
+    # A lifecycle node holds itself, and its participant would go at some later moment, in the middle of another test.
+    # Fast DDS can lock up where one goes while another one of the same process works.
+    gc.collect()
     rclpy.shutdown(context=context)
+    assert participants() == before
 
 
 def stamped(frame: np.ndarray, seconds: float) -> Image:
@@ -129,6 +143,26 @@ def test_a_goal_that_is_ready_after_a_cleanup_sets_nothing(serve: Callable[..., 
     assert "cleaned up" in answer.message
     assert (answer.goal_id, served.changes) == ("", [])
     assert old.scorer.goal is None and new.scorer.goal is None
+
+
+def test_a_cleanup_does_not_wait_for_an_inference_that_hangs(serve: Callable[..., Served]) -> None:
+    served = serve()
+    holder = served.holder()
+    served.server.begin(holder)
+    served.newest = (stamped(FRAMES[0], 1),)
+    served.may_decode.set()
+    setting = threading.Thread(target=served.current)
+    ending = threading.Thread(target=served.server.end)
+    with holder._lock:  # what the inference would hold
+        setting.start()
+        deadline = time.monotonic() + 5
+        while not served.server._swap.locked() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert served.server._swap.locked()
+        ending.start()
+        ending.join(10)
+        assert not ending.is_alive()
+    setting.join(5)
 
 
 def test_an_old_frame_is_not_the_current_one(serve: Callable[..., Served]) -> None:
@@ -219,25 +253,26 @@ def test_a_saved_goal_is_one_file_for_all_cameras(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("way", "number"), [("service", signal.SIGINT), ("parameter", signal.SIGTERM)])
 def test_a_signal_ends_the_node_in_the_middle_of_a_demonstration(tmp_path: Path, way: str, number: int) -> None:
-    """The shipped encoder, so that the 900 frames take many seconds."""
-    write_video(tmp_path / "long.mp4", [np.roll(FRAMES[0], number, axis=1) for number in range(900)], 30.0)
+    """The shipped encoder, so that the 3000 frames take many seconds."""
+    write_video(tmp_path / "long.mp4", [np.roll(FRAMES[0], number, axis=1) for number in range(3000)], 30.0)
     options = {"goals_dir": str(tmp_path), "reward": "uvd", "providers": ["cpu"]}
     with make_graph(tmp_path) as graph:
         if way == "service":
             node = NodeUnderTest(graph, **options)
             assert node.configure(), node.log()
             client = graph._client(SetGoal, "/reward_node/set_goal", 10.0)
-            client.call_async(Request(source=Request.FROM_VIDEO_SUBGOALS, uri="long.mp4"))
+            future = client.call_async(Request(source=Request.FROM_VIDEO_SUBGOALS, uri="long.mp4"))
         else:
             node = NodeUnderTest(graph, goal="long.mp4", **options)
             graph._client(SetGoal, "/reward_node/set_goal", 10.0)
             request = ChangeState.Request()
             request.transition.id = CONFIGURE
-            graph._client(ChangeState, "/reward_node/change_state", 10.0).call_async(request)
+            future = graph._client(ChangeState, "/reward_node/change_state", 10.0).call_async(request)
         begun = time.monotonic()
         node.wait(lambda: time.monotonic() - begun > 2.0)
+        assert not future.done()
         told = time.monotonic()
         node.process.send_signal(number)
         assert node.process.wait(30) == 0, node.log()
-        assert time.monotonic() - told < 2.5
+        assert time.monotonic() - told < 10.0  # all frames would take half a minute
         assert "in force" not in node.log() and "Traceback" not in node.log()

@@ -86,9 +86,9 @@ def test_nothing_moves_before_there_is_a_reward(graph: Graph, model: str) -> Non
     node.wait(lambda: node.reason().startswith("no reward yet"))
     node.wait(lambda: bool(node.episodes))
     assert node.episodes[0].end_reason == Episode.END_FAULT
-    assert "fault (no reward yet, 1." in node.log()
+    assert "fault (no reward yet, " in node.log()
     node.until_stopped()
-    assert len(node.actions) > 20 and not any(moves(action) for action in node.actions)  # zeros, for who waits for one
+    assert node.actions and not any(moves(action) for action in node.actions)  # zeros, for who waits for one
     node.reward_on = True
     node.enable()
     node.until_moving()
@@ -137,7 +137,7 @@ def test_rewards_that_come_steadily_but_are_old(graph: Graph, model: str) -> Non
     node = moving(graph, model, reward_timeout=0.5)
     since = time.monotonic()
     node.wait(lambda: time.monotonic() > since + 1.2)
-    assert moves(node.actions[-1])
+    node.until_moving()
     node.reward_age_s = 1.0
     assert node.until_stopped() < PROMPT_S
     node.wait(lambda: "behind the newest image, more than 0.5 s" in node.reason())
@@ -148,7 +148,7 @@ def test_rewards_that_come_steadily_but_are_old(graph: Graph, model: str) -> Non
 
 @pytest.mark.parametrize("use_reward", [True, False], ids=["with-reward", "without"])
 def test_stamps_that_go_back_end_the_episode(graph: Graph, model: str, use_reward: bool) -> None:
-    node = moving(graph, model, use_reward=use_reward, time_limit=2.0, auto_restart=True)
+    node = moving(graph, model, use_reward=use_reward, time_limit=5.0, auto_restart=True)
     node.clock_s = -1000.0
     assert node.until_stopped() < PROMPT_S
     node.wait(lambda: bool(node.episodes))
@@ -174,6 +174,19 @@ def test_an_image_of_before_a_reset_of_time_may_come_after_it(graph: Graph, mode
     node.wait(lambda: len(node.images) > count + 3)
     node.clock_s = -1000.0
     node.reward_on = True
+    recovers(node)
+
+
+def test_without_rewards_a_late_image_of_before_a_reset_of_time_begins_nothing(graph: Graph, model: str) -> None:
+    node = PolicyUnderTest(graph, model=model, use_reward=False, reward_timeout=FOREVER, auto_restart=True).start()
+    node.camera_on = node.reward_on = False
+    node.enable()
+    node.wait(lambda: node.value("state") == "waiting for image and reward")
+    node.camera_on = True
+    node.publish()
+    node.camera_on = False
+    node.wait(lambda: node.value("state") == "running")
+    node.clock_s, node.camera_on = -1000.0, True
     recovers(node)
 
 

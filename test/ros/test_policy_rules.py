@@ -181,6 +181,17 @@ def test_a_position_of_before_the_reset_is_not_held() -> None:
     assert len(sent) == 3
 
 
+@pytest.mark.parametrize("hold", [True, False])
+def test_who_waits_for_an_episode_is_not_sent_back_to_the_last_one(hold: bool) -> None:
+    robot, sent = commander(hold)
+    robot.begin(0)
+    robot.act(0, np.ones(2, np.float32))
+    robot.end()
+    sent.clear()
+    robot.stop_anew()
+    assert sent == ([] if hold else [[0, 0]])
+
+
 def test_a_command_and_back() -> None:
     actions = ActionMap(3, [0.5, -2.0, 1.0], [0.1, 0.0, 0.0], [-0.3], [0.3])
     action = np.array([0.2, 0.1, -0.9], np.float32)

@@ -81,6 +81,7 @@ def test_a_pause_beyond_fault_timeout_ends_the_episode_for_good(graph: Graph, tm
     pair = Pair(graph, tmp_path, fault_timeout=2.0, auto_restart=True)
     node = pair.node
     pair.pause(3.5)
+    node.wait(lambda: bool(node.episodes))
     (episode,) = node.episodes
     assert episode.end_reason == Episode.END_FAULT
     assert episode.goal_id.startswith("current_frame")

@@ -149,7 +149,8 @@ def with_executions(scorer: Scorer, goal: Goal, executions: Sequence[str | Path]
     for path in executions:
         with open_video(path) as video:
             embeddings.append(scorer.embed(video))
-    return widened(goal, embeddings, margin)
+    made = widened(goal, embeddings, margin)
+    return replace(made, name=goal_name(f"{made.name}, widened"))
 
 
 def is_image(file: Path) -> bool:

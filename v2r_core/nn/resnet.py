@@ -213,10 +213,9 @@ class ResNet(nn.Module):
         values = self.bn1(self.conv1(images))
         # ReLU and max-pool may change places, gradients included; behind it there is a quarter of the values.
         if not self.small:
-            if self.dialect == "simclr":
-                values = max_pool_same(values)
-            else:
-                values = functional.max_pool2d(values, 3, 2, padding=1)
+            values = (
+                max_pool_same(values) if self.dialect == "simclr" else functional.max_pool2d(values, 3, 2, padding=1)
+            )
         values = functional.relu(values, inplace=True)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             values = stage(values)
