@@ -105,7 +105,7 @@ def test_from_the_command_line(tasks: list[VideoTask], tiny_bundle: Path, tmp_pa
     videos = [task.source for task in tasks]
     words = ["label", *videos, "--out", str(tmp_path / "out"), "--model", str(tiny_bundle), "--ray", "--workers", "1"]
     assert main(words) == 0
-    assert "5 labelled" in capsys.readouterr().out
+    assert "5 labelled" in " ".join(capsys.readouterr().out.split())  # a table breaks its lines where a path is long
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 5
 
 
