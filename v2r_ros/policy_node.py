@@ -143,13 +143,14 @@ class PolicyNode(GuardedLifecycleNode):
         elif self._state is not State.RUNNING:
             return
         assert self._log is not None
-        self._parts.guard.image(self._image_s, moment)
         if back := self._log.gone_back(moment):
             if self._log.images > 2:
                 self._end(Episode.END_FAULT, why=back)
                 return
             self._log.start_anew(moment)  # the first image was a late one, of before a reset that put time back
             self._pacer.restart()
+            self._parts.guard.begin(self._image_s)  # forgets that stamp, which all rewards would lie behind
+        self._parts.guard.image(self._image_s, moment)
         if not self._pacer.due(moment):
             return
         last = self._log.too_long(moment, self._parameter("time_limit"))

@@ -16,7 +16,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -253,3 +253,8 @@ def _unflatten(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], fresh:
         for group in numbers["groups"]
     ]
     return {"state": state, "param_groups": groups}
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of those tensors that hold a NaN or an infinity; those of whole numbers cannot."""
+    return [name for name, value in tensors if value.is_floating_point() and not bool(value.isfinite().all())]

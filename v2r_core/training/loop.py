@@ -225,8 +225,7 @@ class _Trainer:
 
     def _save(self, done: int, log: RunLog, final: bool) -> None:
         accelerator = self.accelerator
-        broken = [name for name, value in self.method.named_parameters() if not bool(value.isfinite().all())]
-        if broken:
+        if broken := checkpoint.not_finite(self.method.named_parameters()):
             # A run that went on from them could only end again.
             told = advice(self.method.recipe_type)
             raise TrainingError(
@@ -264,7 +263,7 @@ class _Trainer:
         state = self.method.state_dict()
         checkpoint.save_tensors(state, folder / "method.safetensors")
         metrics = {key: float(value) for key, value in outcome.metrics.items()}
-        broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+        broken = checkpoint.not_finite(state.items())
         checkpoint.write_json(
             folder / "batch.json",
             {
